@@ -1,0 +1,1 @@
+"""Image models that fit a phone."""

@@ -1,0 +1,72 @@
+"""The command `mobilenets`: its verbs, and how an error becomes one sentence."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from typing import Annotated
+
+import typer
+
+from mobilenets.cli.cost import cost
+from mobilenets.cli.output import note
+from mobilenets.cli.pick import pick
+
+app = typer.Typer(
+    help="Image models that fit a phone: count, pick, train, prove, export.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"mobilenets {version('mobilenets')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Image models that fit a phone: count, pick, train, prove, export."""
+
+
+for verb in (cost, pick):
+    app.command()(verb)
+
+
+def main() -> None:
+    """Run one command; exit 0 when done, 1 when the answer is no, 2 when the input is wrong."""
+    sys.exit(run())
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run one command and give its exit code.
+
+    Bad input is a `ValueError` or an `OSError` with a sentence for the user; anything else is a
+    fault of ours and keeps its traceback.
+    """
+    try:
+        app(arguments)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    except (ValueError, OSError) as error:
+        note(f"mobilenets: {_sentence(error)}")
+        return 2
+    return 0
+
+
+def _sentence(error: ValueError | OSError) -> str:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"no space left on the disk of {error.filename or 'the output folder'}"
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())

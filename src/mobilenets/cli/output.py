@@ -1,0 +1,48 @@
+"""What every verb shares: JSON, tables, warnings and the one-sentence error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Write JSON instead of a table.")]
+
+
+def print_json(value: Any) -> None:
+    """Write one JSON document to standard output."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def print_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, left: int = 1
+) -> None:
+    """Write a table; the first `left` columns are text, the others numbers."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(title), title_justify="left", header_style="bold")
+    for position, column in enumerate(columns):
+        table.add_column(escape(column), justify="left" if position < left else "right")
+    for row in rows:
+        table.add_row(*(escape(str(cell)) for cell in row))
+    console = Console()
+    # A table in a file or a pipe is read by programs: do not fold its lines.
+    if not console.is_terminal:
+        console = Console(width=200)
+    console.print(table)
+
+
+def note(message: str) -> None:
+    """Write a line for people to standard error, where it never mixes with JSON."""
+    sys.stderr.write(message.rstrip() + "\n")
+
+
+def fail(message: str, code: int = 2) -> NoReturn:
+    """End with one sentence on standard error and an exit code: 1 is "no", 2 is bad input."""
+    note(f"mobilenets: {message}")
+    raise typer.Exit(code)

@@ -1,0 +1,78 @@
+"""`mobilenets pick`: the models that fit a budget, best first."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from mobilenets.cli.output import JsonFlag, fail, print_json, print_table
+from mobilenets.cost import (
+    Budget,
+    NothingFitsError,
+    fit_accuracy,
+    format_quantity,
+    parse_quantity,
+    pick as pick_models,
+)
+from mobilenets.cost.budget import RULE
+
+
+def pick(
+    max_mult_adds: Annotated[str | None, typer.Option(help="Such as 150M.")] = None,
+    max_parameters: Annotated[str | None, typer.Option(help="Such as 2M.")] = None,
+    max_bytes: Annotated[str | None, typer.Option(help="Parameters on disk, such as 3MB.")] = None,
+    min_top1: Annotated[
+        float | None, typer.Option(help="ImageNet top-1 in percent, such as 60.", min=0, max=100)
+    ] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Bytes and top-1 of int8 models.")] = False,
+    any_size: Annotated[
+        bool, typer.Option("--any", help="Widths and sizes in between, accuracy interpolated.")
+    ] = False,
+    num_classes: Annotated[int, typer.Option(min=1, help="Outputs of the classifier.")] = 1000,
+    top: Annotated[int, typer.Option(min=1, help="How many to show.")] = 10,
+    as_json: JsonFlag = False,
+) -> None:
+    """Rank what fits a budget, best first; exit 1 when nothing does."""
+    budget = Budget(
+        max_mult_adds=_optional(max_mult_adds, "--max-mult-adds"),
+        max_parameters=_optional(max_parameters, "--max-parameters"),
+        max_bytes=_optional(max_bytes, "--max-bytes"),
+        min_top1=min_top1,
+        int8=int8,
+    )
+    try:
+        fitting = pick_models(budget, num_classes, any_size=any_size)
+    except NothingFitsError as error:
+        if as_json:
+            print_json([])
+        fail(str(error), code=1)
+    shown = fitting[:top]
+    if as_json:
+        print_json([candidate.to_dict() for candidate in shown])
+        return
+    print_table(
+        f"{len(fitting)} models fit" + (f", the best {top}" if len(fitting) > top else ""),
+        ("model", "top-1 %", "mult-adds", "parameters", "int8 bytes" if int8 else "fp32 bytes"),
+        [
+            (
+                candidate.spec,
+                f"{'~' if candidate.interpolated else ''}{candidate.top1:.1f}",
+                format_quantity(candidate.cost.mult_adds),
+                format_quantity(candidate.cost.parameters),
+                format_quantity(candidate.bytes, "B"),
+            )
+            for candidate in shown
+        ],
+    )
+    typer.echo(f"rule: {RULE}; ImageNet top-1 of 1,000 classes, {shown[0].top1_source}")
+    if any_size:
+        fit = fit_accuracy(int8=int8)
+        typer.echo(
+            f"~ interpolated by a curve that misses the published 16 by {fit.residual:.2f} points "
+            f"(root mean square; {fit.worst:.2f} at worst)"
+        )
+
+
+def _optional(text: str | None, option: str) -> float | None:
+    return None if text is None else parse_quantity(text, option)

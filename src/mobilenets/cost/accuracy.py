@@ -1,0 +1,77 @@
+"""ImageNet accuracy between the 16 published models, from a curve fitted through them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+
+from mobilenets.architecture.spec import (
+    PUBLISHED_RESOLUTIONS,
+    PUBLISHED_WIDTHS,
+    MobileNetSpec,
+)
+from mobilenets.cost.published import PUBLISHED
+
+
+@dataclass(frozen=True)
+class AccuracyFit:
+    """`top-1 = a + b w + c r + d w^2 + e r^2 + f w r`, w and r the logarithms of width and side.
+
+    `residual` is the root mean square distance to the 16 published figures and `worst` the
+    largest, both in percentage points.
+    """
+
+    coefficients: tuple[float, ...]
+    residual: float
+    worst: float
+
+    def top1(self, spec: MobileNetSpec) -> float:
+        """Interpolated top-1 in percent, for 1,000 ImageNet classes.
+
+        Raises:
+            ValueError: outside the published widths (0.25 to 1.0) and sides (128 to 224), or
+                another variant, total stride or shape: a curve says nothing there.
+        """
+        if not _covered(spec):
+            raise ValueError(
+                f"no accuracy can be interpolated for {spec}: the published models are square, "
+                "separable, of width 0.25 to 1.0 and of 128 to 224 pixels"
+            )
+        terms = _terms(spec.width, spec.height)
+        return sum(c * t for c, t in zip(self.coefficients, terms, strict=True))
+
+
+@cache
+def fit_accuracy(*, int8: bool = False) -> AccuracyFit:
+    """Least squares through the 2018 figures, float or quantised.
+
+    >>> round(fit_accuracy().top1(MobileNetSpec(0.6, 192)), 1)
+    64.5
+    """
+    import numpy as np
+
+    terms = np.array([_terms(row.width, row.resolution) for row in PUBLISHED])
+    top1 = np.array([row.top1(int8=int8) for row in PUBLISHED])
+    coefficients = np.linalg.lstsq(terms, top1, rcond=None)[0]
+    errors = terms @ coefficients - top1
+    return AccuracyFit(
+        coefficients=tuple(float(value) for value in coefficients),
+        residual=float(np.sqrt(np.mean(errors**2))),
+        worst=float(np.abs(errors).max()),
+    )
+
+
+def _terms(width: float, side: int) -> tuple[float, ...]:
+    w, r = math.log(width), math.log(side / 224)
+    return (1.0, w, r, w * w, r * r, w * r)
+
+
+def _covered(spec: MobileNetSpec) -> bool:
+    return (
+        spec.height == spec.across
+        and spec.variant == "separable"
+        and spec.total_stride == 32
+        and min(PUBLISHED_WIDTHS) <= spec.width <= max(PUBLISHED_WIDTHS)
+        and min(PUBLISHED_RESOLUTIONS) <= spec.height <= max(PUBLISHED_RESOLUTIONS)
+    )
