@@ -41,12 +41,12 @@ class Block:
     reduction: int
 
 
-def blocks(spec: MobileNetSpec) -> tuple[Block, ...]:
+def blocks_of(spec: MobileNetSpec) -> tuple[Block, ...]:
     """The rows of Table 1 for one specification, first convolution included.
 
     `reduction` is the input size over the size that the block puts out.
 
-    >>> blocks(MobileNetSpec(0.5, 160))[-1].out_channels
+    >>> blocks_of(MobileNetSpec(0.5, 160))[-1].out_channels
     512
     """
     rows = []
@@ -68,10 +68,10 @@ def blocks(spec: MobileNetSpec) -> tuple[Block, ...]:
     return tuple(rows)
 
 
-def layers(spec: MobileNetSpec, num_classes: int | None = 1000) -> tuple[Layer, ...]:
+def layers_of(spec: MobileNetSpec, num_classes: int | None = 1000) -> tuple[Layer, ...]:
     """Every convolution of the network in order, and the classifier unless `num_classes` is None.
 
-    >>> len(layers(MobileNetSpec())), len(layers(MobileNetSpec(), num_classes=None))
+    >>> len(layers_of(MobileNetSpec())), len(layers_of(MobileNetSpec(), num_classes=None))
     (28, 27)
     """
     return tuple(_layers(spec, num_classes))
@@ -79,7 +79,7 @@ def layers(spec: MobileNetSpec, num_classes: int | None = 1000) -> tuple[Layer, 
 
 def _layers(spec: MobileNetSpec, num_classes: int | None) -> Iterator[Layer]:
     size, channels = (spec.height, spec.across), spec.input_channels
-    for block in blocks(spec):
+    for block in blocks_of(spec):
         first, channels = block.index == 0, block.out_channels
         out_size = (
             convolved_size(size[0], block.stride, spec.padding, first=first),

@@ -179,7 +179,9 @@ class MobileNetSpec:
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
-            raise ValueError(f"a model has no field {unknown[0]!r}: the fields are {', '.join(sorted(known))}")
+            raise ValueError(
+                f"a model has no field {unknown[0]!r}: the fields are {', '.join(sorted(known))}"
+            )
         height, across = values["resolution"]
         return cls(**{**values, "resolution": (height, across)})
 
@@ -197,8 +199,12 @@ def check_width(value: object) -> float:
         width = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         comma = isinstance(value, str) and re.fullmatch(r"\d+,\d+", value.strip())
-        hint = f": write {value.strip().replace(',', '.')}" if isinstance(value, str) and comma else ""
-        raise ValueError(f"width must be a number above 0 and at most 16, not {value!r}{hint}") from None
+        hint = (
+            f": write {value.strip().replace(',', '.')}" if isinstance(value, str) and comma else ""
+        )
+        raise ValueError(
+            f"width must be a number above 0 and at most 16, not {value!r}{hint}"
+        ) from None
     if math.isnan(width) or not 0 < width <= MAX_WIDTH:
         raise ValueError(f"width must be a number above 0 and at most 16, not {value}")
     return width
@@ -226,11 +232,15 @@ def _read_suffix(suffix: str, name: str) -> tuple[str, Any]:
         return "variant", suffix
     if suffix[0] == "s" and suffix[1:].isdigit():
         if int(suffix[1:]) not in TOTAL_STRIDES:
-            raise ValueError(f"unknown model {name!r}: the total stride is s32, s16, s8 or s4, not {suffix}")
+            raise ValueError(
+                f"unknown model {name!r}: the total stride is s32, s16, s8 or s4, not {suffix}"
+            )
         return "total_stride", int(suffix[1:])
     known = ["s16", "s8", "s4", "fullconv", "shallow"]
     close = difflib.get_close_matches(suffix, known, n=1, cutoff=0)[0]
-    raise ValueError(f"unknown model {name!r}: {suffix!r} is none of {', '.join(known)}; nearest: {close}")
+    raise ValueError(
+        f"unknown model {name!r}: {suffix!r} is none of {', '.join(known)}; nearest: {close}"
+    )
 
 
 def _is_whole(value: object) -> bool:
@@ -250,4 +260,6 @@ def _check_choice(what: str, value: str, allowed: Iterable[str]) -> None:
     options = list(allowed)
     if value not in options:
         close = difflib.get_close_matches(str(value), options, n=1, cutoff=0)[0]
-        raise ValueError(f"{what} must be one of {', '.join(options)}, not {value!r}; nearest: {close}")
+        raise ValueError(
+            f"{what} must be one of {', '.join(options)}, not {value!r}; nearest: {close}"
+        )

@@ -8,7 +8,20 @@ import typer
 
 from mobilenets.architecture import MobileNetSpec
 from mobilenets.cli.output import JsonFlag, print_json, print_table
-from mobilenets.cost import CONVENTION, cost as cost_of, format_quantity
+from mobilenets.cost import CONVENTION, format_quantity
+from mobilenets.cost import cost as cost_of
+
+COLUMNS = (
+    "model",
+    "mult-adds",
+    "FLOPs",
+    "parameters",
+    "without BN",
+    "Keras' count",
+    "activation peak",
+    "fp32",
+    "int8",
+)
 
 
 def cost(
@@ -25,9 +38,7 @@ def cost(
 ) -> None:
     """Count mult-adds, parameters, memory and bytes of any model, without building it."""
     specs = [
-        MobileNetSpec.parse(
-            name, rounding=rounding, padding=padding, input_channels=input_channels
-        )
+        MobileNetSpec.parse(name, rounding=rounding, padding=padding, input_channels=input_channels)
         for name in models
     ]
     costs = [cost_of(spec, num_classes) for spec in specs]
@@ -41,8 +52,7 @@ def cost(
         return
     print_table(
         f"Cost with {num_classes} classes",
-        ("model", "mult-adds", "FLOPs", "parameters", "without BN", "Keras' count")
-        + ("activation peak", "fp32", "int8"),
+        COLUMNS,
         [
             (
                 spec,

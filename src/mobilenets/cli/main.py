@@ -9,8 +9,12 @@ from typing import Annotated
 import typer
 
 from mobilenets.cli.cost import cost
+from mobilenets.cli.evaluate import evaluate
+from mobilenets.cli.export import export
 from mobilenets.cli.output import note
 from mobilenets.cli.pick import pick
+from mobilenets.cli.predict import predict
+from mobilenets.cli.train import train
 
 app = typer.Typer(
     help="Image models that fit a phone: count, pick, train, prove, export.",
@@ -35,13 +39,15 @@ def _print_version(wanted: bool) -> None:
 def _options(
     _version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
     """Image models that fit a phone: count, pick, train, prove, export."""
 
 
-for verb in (cost, pick):
+for verb in (cost, pick, train, evaluate, predict, export):
     app.command()(verb)
 
 

@@ -5,11 +5,29 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Write JSON instead of a table.")]
+
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+BadImageOption = Annotated[
+    str, typer.Option(help="stop at an image that can't be read, or skip it.")
+]
+
+
+def on_bad_image_choice(text: str) -> Literal["stop", "skip"]:
+    """Check the value of `--on-bad-image`.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if text == "stop":
+        return "stop"
+    if text == "skip":
+        return "skip"
+    raise ValueError(f"--on-bad-image is stop or skip, not {text!r}")
 
 
 def print_json(value: Any) -> None:
@@ -25,7 +43,7 @@ def print_table(
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(title), title_justify="left", header_style="bold")
+    table = Table(header_style="bold")
     for position, column in enumerate(columns):
         table.add_column(escape(column), justify="left" if position < left else "right")
     for row in rows:
@@ -34,7 +52,7 @@ def print_table(
     # A table in a file or a pipe is read by programs: do not fold its lines.
     if not console.is_terminal:
         console = Console(width=200)
-    console.print(table)
+    console.print(title, table, sep="\n", highlight=False, markup=False)
 
 
 def note(message: str) -> None:

@@ -13,6 +13,8 @@ from mobilenets.cost import (
     fit_accuracy,
     format_quantity,
     parse_quantity,
+)
+from mobilenets.cost import (
     pick as pick_models,
 )
 from mobilenets.cost.budget import RULE

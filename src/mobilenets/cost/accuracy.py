@@ -56,9 +56,7 @@ def fit_accuracy(*, int8: bool = False) -> AccuracyFit:
         [[_dot(a, b) for b in columns] for a in columns],
         [_dot(a, top1) for a in columns],
     )
-    errors = [
-        _dot(coefficients, row) - value for row, value in zip(terms, top1, strict=True)
-    ]
+    errors = [_dot(coefficients, row) - value for row, value in zip(terms, top1, strict=True)]
     return AccuracyFit(
         coefficients=tuple(coefficients),
         residual=math.sqrt(_dot(errors, errors) / len(errors)),

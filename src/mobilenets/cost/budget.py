@@ -124,7 +124,9 @@ def published_candidates(num_classes: int = 1000, *, int8: bool = False) -> tupl
     )
 
 
-def interpolated_candidates(num_classes: int = 1000, *, int8: bool = False) -> tuple[Candidate, ...]:
+def interpolated_candidates(
+    num_classes: int = 1000, *, int8: bool = False
+) -> tuple[Candidate, ...]:
     """Widths 0.25 to 1.0 in steps of 0.05, sides 128 to 224 in steps of 8, top-1 from the curve."""
     fit: AccuracyFit = fit_accuracy(int8=int8)
     specs = (MobileNetSpec(width, side) for width in GRID_WIDTHS for side in GRID_SIDES)

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from mobilenets.architecture.layer_rows import Layer, LayerType, layers
+from mobilenets.architecture.layer_rows import Layer, LayerType, layers_of
 from mobilenets.architecture.spec import MobileNetSpec
 
 CONVENTION = (
@@ -113,7 +113,8 @@ class Cost:
     @property
     def bytes_int8(self) -> int:
         """Bytes of the folded parameters in int8: weights one each, and for every output channel
-        an int32 bias and a float32 scale."""
+        an int32 bias and a float32 scale.
+        """
         channels = self.parameters_folded - self.weights
         return self.weights + 8 * channels
 
@@ -174,7 +175,7 @@ def cost(spec: MobileNetSpec, num_classes: int | None = 1000) -> Cost:
     >>> cost(MobileNetSpec(1.0, 224)).mult_adds, cost(MobileNetSpec(1.0, 224)).parameters
     (568740352, 4231976)
     """
-    return count(layers(spec, num_classes))
+    return count(layers_of(spec, num_classes))
 
 
 def _count(layer: Layer) -> LayerCost:

@@ -1,0 +1,1 @@
+"""Labelled images: reading, sources, preprocessing and distortions, loaders."""

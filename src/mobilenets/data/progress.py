@@ -1,0 +1,83 @@
+"""Progress for anything longer than two seconds: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+QUIET_SECONDS = 2.0
+LINE_SECONDS = 30.0
+
+
+@contextmanager
+def progress(what: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
+    """Show how far a loop is, with speed and time left, on standard error.
+
+    The block gets a function to call with the number of units just done. Nothing is shown for
+    loops that end within two seconds.
+    """
+    if sys.stderr.isatty():
+        with _bar(what, total, unit) as advance_bar:
+            yield advance_bar
+        return
+    started = last = time.monotonic()
+    done = 0
+
+    def advance(units: int) -> None:
+        nonlocal done, last
+        done += units
+        now = time.monotonic()
+        if now - last >= LINE_SECONDS and done < total:
+            last, speed = now, done / (now - started)
+            left = format_seconds((total - done) / speed)
+            sys.stderr.write(f"{what}: {done:,} of {total:,} {unit}, {speed:,.0f}/s, {left} left\n")
+            sys.stderr.flush()
+
+    yield advance
+
+
+@contextmanager
+def _bar(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f} of {task.total:,.0f} " + unit),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    task = bar.add_task(what, total=total, speed="")
+    started = time.monotonic()
+    shown = False
+
+    def advance(units: int) -> None:
+        nonlocal shown
+        seconds = time.monotonic() - started
+        done = bar.tasks[0].completed + units
+        bar.update(task, advance=units, speed=f"{done / max(seconds, 1e-9):,.0f}/s")
+        if not shown and seconds > QUIET_SECONDS:
+            bar.start()
+            shown = True
+
+    try:
+        yield advance
+    finally:
+        if shown:
+            bar.stop()
+
+
+def format_seconds(seconds: float) -> str:
+    """Seconds for people.
+
+    >>> format_seconds(75), format_seconds(4000)
+    ('1:15', '1:06:40')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

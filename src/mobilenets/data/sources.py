@@ -1,0 +1,411 @@
+"""Where labelled images come from: folders, Parquet in the Hub's layout, and named sets."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mobilenets.data.images import BadImageError, images_below, read_image
+
+NAMED_SETS = ("digits", "cifar10", "cifar100")
+_SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+}
+ALL = "all"
+
+
+class Images(Protocol):
+    """Images that are read one at a time."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """A path, or what an error message calls the image."""
+
+    def read(self, index: int, channels: int) -> Tensor:
+        """uint8 (C, H, W); BadImageError when it can't be read."""
+
+    def take(self, indices: Sequence[int]) -> Images:
+        """The images at these positions."""
+
+
+@dataclass(frozen=True)
+class FileImages:
+    """Image files."""
+
+    paths: tuple[Path, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, index: int) -> str:
+        """The path."""
+        return str(self.paths[index])
+
+    def read(self, index: int, channels: int) -> Tensor:
+        """uint8 (C, H, W)."""
+        return read_image(self.paths[index], channels)
+
+    def take(self, indices: Sequence[int]) -> FileImages:
+        """The files at these positions."""
+        return FileImages(tuple(self.paths[index] for index in indices))
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """Encoded images in an Arrow column of bytes, kept as they came from the Parquet file."""
+
+    column: Any
+    origin: str
+    rows: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def name(self, index: int) -> str:
+        """The Parquet split and the row."""
+        return f"{self.origin} row {self.rows[index]}"
+
+    def read(self, index: int, channels: int) -> Tensor:
+        """uint8 (C, H, W)."""
+        encoded = self.column[int(self.rows[index])].as_py()
+        if encoded is None:
+            raise BadImageError(f"{self.name(index)}: holds no image")
+        return read_image(encoded, channels, self.name(index))
+
+    def take(self, indices: Sequence[int]) -> EncodedImages:
+        """The rows at these positions."""
+        return EncodedImages(self.column, self.origin, self.rows[list(indices)])
+
+
+@dataclass(frozen=True)
+class ArrayImages:
+    """Decoded uint8 images (N, H, W, C) of one size."""
+
+    pixels_NHWC: NDArray[np.uint8]
+    origin: str
+
+    def __len__(self) -> int:
+        return len(self.pixels_NHWC)
+
+    def name(self, index: int) -> str:
+        """The set and the position in it."""
+        return f"{self.origin} image {index}"
+
+    def read(self, index: int, channels: int) -> Tensor:
+        """uint8 (C, H, W); grey becomes RGB and RGB grey where it is asked for."""
+        image_CHW = torch.from_numpy(self.pixels_NHWC[index]).permute(2, 0, 1)
+        if image_CHW.shape[0] == channels:
+            return image_CHW
+        from torchvision.transforms.v2 import functional
+
+        converted: Tensor = (
+            functional.rgb_to_grayscale(image_CHW)
+            if channels == 1
+            else functional.grayscale_to_rgb(image_CHW)
+        )
+        return converted
+
+    def take(self, indices: Sequence[int]) -> ArrayImages:
+        """The images at these positions."""
+        return ArrayImages(self.pixels_NHWC[list(indices)], self.origin)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images and their class indices; -1 stands for a class the labels do not have."""
+
+    images: Images
+    targets: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def take(self, indices: Sequence[int]) -> Split:
+        """The examples at these positions."""
+        return Split(self.images.take(indices), self.targets[list(indices)])
+
+
+@dataclass(frozen=True)
+class Source:
+    """A labelled data set: its labels, its splits by name, and what a user should know of it.
+
+    Args:
+        where: the path or the name it was opened with.
+        labels: class names, in the order of their indices.
+        splits: `train`, `val` and `test` as they exist, or `all` for one folder of classes.
+        mirror: whether a mirrored image keeps its class (a mirrored 2 does not).
+        warnings: findings that do not stop the work, such as empty class folders.
+    """
+
+    where: str
+    labels: tuple[str, ...]
+    splits: Mapping[str, Split]
+    mirror: bool = True
+    warnings: tuple[str, ...] = ()
+
+    def fingerprint(self) -> str:
+        """A hash of labels and targets, by which a run knows its own data again."""
+        digest = hashlib.sha256(json.dumps(self.labels).encode())
+        for name in sorted(self.splits):
+            digest.update(name.encode())
+            digest.update(self.splits[name].targets.tobytes())
+        return digest.hexdigest()[:16]
+
+    def split(self, name: str) -> Split:
+        """The split of that name.
+
+        Raises:
+            ValueError: the source has no such split.
+        """
+        if name not in self.splits:
+            raise ValueError(f"{self.where} has no split {name!r}: it has {', '.join(self.splits)}")
+        return self.splits[name]
+
+
+def open_source(where: str | Path) -> Source:
+    """Open a folder, a Parquet folder or a named set (`digits`, `cifar10`, `cifar100`).
+
+    Raises:
+        ValueError: one sentence that says what is wrong with it, and where.
+
+    >>> source = open_source("digits")
+    >>> len(source.splits["train"]), len(source.splits["test"])
+    (1438, 359)
+    """
+    if str(where) in NAMED_SETS:
+        return _open_digits() if str(where) == "digits" else _download_cifar(str(where))
+    folder = Path(where)
+    if folder.is_file():
+        if folder.suffix == ".parquet":
+            return _open_parquet(folder.parent, [folder], str(where))
+        raise ValueError(f"{where} is a file: give a folder (unpack an archive first)")
+    if not folder.is_dir():
+        raise ValueError(
+            f"{where}: there is no such folder, nor a data set of that name "
+            f"(the named sets are {', '.join(NAMED_SETS)})"
+        )
+    files = sorted(folder.glob("*.parquet")) or sorted(folder.glob("data/*.parquet"))
+    return _open_parquet(folder, files, str(where)) if files else _open_folder(folder)
+
+
+def hold_out(split: Split, share: float, seed: int) -> tuple[Split, Split]:
+    """Split by seed, class by class, into a training part and a held-out part.
+
+    A class of one image stays in training.
+
+    Raises:
+        ValueError: nothing is left for one of the parts.
+    """
+    random = np.random.default_rng(seed)
+    held: list[int] = []
+    for target in np.unique(split.targets):
+        rows = random.permutation(np.flatnonzero(split.targets == target))
+        held += rows[: min(max(1, round(len(rows) * share)), len(rows) - 1)].tolist()
+    if not held:
+        raise ValueError("too few images to hold any out: every class has only one")
+    kept = np.setdiff1d(np.arange(len(split)), held)
+    return split.take(kept.tolist()), split.take(sorted(held))
+
+
+def relabel(source: Source, labels: Sequence[str]) -> Source:
+    """The same data with the class indices of another list of labels, matched by name.
+
+    Raises:
+        ValueError: names the classes that the other list does not have.
+    """
+    if tuple(labels) == source.labels:
+        return source
+    used = {
+        source.labels[target] for split in source.splits.values() for target in set(split.targets)
+    }
+    unknown = sorted(used - set(labels))
+    if unknown:
+        raise ValueError(
+            f"{source.where} has classes the model does not know: {', '.join(unknown[:5])}"
+            + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
+            + f"; it knows {', '.join(labels[:5])}{'…' if len(labels) > 5 else ''}"
+        )
+    index = {label: position for position, label in enumerate(labels)}
+    mapping = np.array([index.get(label, -1) for label in source.labels], dtype=np.int64)
+    splits = {name: Split(s.images, mapping[s.targets]) for name, s in source.splits.items()}
+    return Source(source.where, tuple(labels), splits, source.mirror, source.warnings)
+
+
+def _open_folder(folder: Path) -> Source:
+    parts = {
+        _SPLIT_NAMES[path.name.lower()]: path
+        for path in sorted(folder.iterdir())
+        # A folder of trains is a class, not a split: a split holds class folders.
+        if path.is_dir() and path.name.lower() in _SPLIT_NAMES and _classes(path)
+    }
+    if "train" not in parts:
+        if parts and not _classes(folder, parts.values()):
+            raise ValueError(f"{folder} has {', '.join(parts)} but no train folder")
+        parts = {ALL: folder}
+    first = parts.get("train", folder)
+    labels = tuple(path.name for path in _classes(folder if first is folder else first))
+    if not labels:
+        loose = next(images_below(first), None)
+        reason = (
+            "its images are not sorted into one folder a class" if loose else "it holds no images"
+        )
+        raise ValueError(f"{first}: {reason}")
+    splits: dict[str, Split] = {}
+    warnings: list[str] = []
+    for name, part in parts.items():
+        classes = [path.name for path in _classes(part)]
+        unknown = sorted(set(classes) - set(labels))
+        if unknown:
+            raise ValueError(
+                f"{part}: the class {unknown[0]} is not in {first} (classes are matched by name)"
+            )
+        paths: list[Path] = []
+        targets: list[int] = []
+        for target, label in enumerate(labels):
+            inside = list(images_below(part / label)) if label in classes else []
+            if not inside and name in ("train", ALL):
+                warnings.append(f"{part / label} holds no images; the class keeps its index")
+            paths += inside
+            targets += [target] * len(inside)
+        if not paths and name in ("train", ALL):
+            raise ValueError(f"{part}: it holds no images")
+        if paths:
+            splits[name] = Split(FileImages(tuple(paths)), np.array(targets, dtype=np.int64))
+    if len(labels) < 2:
+        inner = first / labels[0]
+        hint = f"; did you mean {inner}?" if (inner / "train").is_dir() else ""
+        raise ValueError(f"{first} has one class, {labels[0]}: a classifier needs two{hint}")
+    return Source(str(folder), labels, splits, warnings=tuple(warnings))
+
+
+def _classes(folder: Path, without: Any = ()) -> list[Path]:
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.is_dir() and not path.name.startswith(".") and path not in without
+    ]
+
+
+def _open_parquet(folder: Path, files: Sequence[Path], where: str) -> Source:
+    from pyarrow import ArrowInvalid, concat_tables, parquet
+    from pyarrow.types import is_struct
+
+    tables: dict[str, list[Any]] = {}
+    for file in files:
+        stem = file.name.split("-")[0].split(".")[0].lower()
+        try:
+            table = parquet.read_table(file)
+        except (ArrowInvalid, OSError) as error:
+            raise ValueError(f"{file}: not a whole Parquet file ({error})") from None
+        tables.setdefault(_SPLIT_NAMES.get(stem, ALL), []).append(table)
+    if ALL in tables and len(tables) > 1:
+        raise ValueError(f"{folder}: name the Parquet files train-*, validation-* and test-*")
+    joined = {name: concat_tables(parts) for name, parts in tables.items()}
+    schema = next(iter(joined.values())).schema
+    image_column = _image_column(schema, where)
+    label_column, labels = _label_column(schema, where, joined)
+    splits = {}
+    for name, table in joined.items():
+        column: Any = table[image_column].combine_chunks()
+        encoded = column.field("bytes") if is_struct(column.type) else column
+        index: dict[object, int] = dict(zip(labels, range(len(labels)), strict=True))
+        index |= {target: target for target in range(len(labels))}
+        targets = []
+        for row, value in enumerate(table[label_column].to_pylist()):
+            if value not in index:
+                raise ValueError(
+                    f"{where} {name} row {row}: {value!r} is not one of the {len(labels)} labels"
+                )
+            targets.append(index[value])
+        images = EncodedImages(encoded, f"{where} {name}", np.arange(len(table)))
+        splits[name] = Split(images, np.array(targets, dtype=np.int64))
+    if len(labels) < 2:
+        raise ValueError(f"{where} has one class: a classifier needs two")
+    return Source(where, tuple(labels), splits)
+
+
+def _image_column(schema: Any, where: str) -> str:
+    import pyarrow as pa
+
+    def holds_images(kind: Any) -> bool:
+        if pa.types.is_struct(kind):
+            return any(field.name == "bytes" for field in kind)
+        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+    names = [field.name for field in schema if holds_images(field.type)]
+    if not names:
+        raise ValueError(
+            f"{where}: no image column (bytes, or a struct with bytes) among {', '.join(schema.names)}"
+        )
+    return str(names[0])
+
+
+def _label_column(schema: Any, where: str, tables: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """The column of classes and their names: from the Hub's metadata, else from the values."""
+    metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    features = metadata.get("info", {}).get("features", {})
+    named = {name: f["names"] for name, f in features.items() if "names" in f}
+    for name in ("label", "labels", "fine_label", *named, "class", "target"):
+        if name in named:
+            return name, list(named[name])
+        if name in schema.names:
+            values = set().union(*(table[name].unique().to_pylist() for table in tables.values()))
+            if all(isinstance(value, str) for value in values):
+                return name, sorted(values)
+            if all(isinstance(value, int) and value >= 0 for value in values):
+                return name, [str(index) for index in range(max(values) + 1)]
+    raise ValueError(f"{where}: no label column among {', '.join(schema.names)}")
+
+
+def _open_digits() -> Source:
+    """scikit-learn's 1,797 handwritten digits, 8x8, a fixed fifth of each held out as `test`."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    pixels = (digits.images * (255 / 16)).round().astype(np.uint8)[..., None]
+    whole = Split(ArrayImages(pixels, "digits"), digits.target.astype(np.int64))
+    train, test = hold_out(whole, 0.2, seed=0)
+    labels = tuple(str(digit) for digit in range(10))
+    return Source("digits", labels, {"train": train, "test": test}, mirror=False)
+
+
+def data_home() -> Path:
+    """Where named sets are kept: `MOBILENETS_HOME`, or `~/.cache/mobilenets`."""
+    return Path(os.environ.get("MOBILENETS_HOME") or Path.home() / ".cache" / "mobilenets")
+
+
+def _download_cifar(name: str) -> Source:
+    from torchvision import datasets
+
+    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    splits, labels = {}, ()
+    for split, train in (("train", True), ("test", False)):
+        try:
+            data = kind(root=str(data_home()), train=train, download=True)
+        except (OSError, RuntimeError) as error:
+            raise ValueError(
+                f"{name} could not be downloaded from {kind.url} to {data_home()} "
+                f"({' '.join(str(error).split()) or type(error).__name__}): "
+                "check the network, or give a folder"
+            ) from None
+        labels = tuple(data.classes)
+        pixels = np.asarray(data.data, dtype=np.uint8)
+        splits[split] = Split(ArrayImages(pixels, f"{name} {split}"), np.array(data.targets))
+    return Source(name, labels, splits)

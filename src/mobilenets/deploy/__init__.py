@@ -1,0 +1,1 @@
+"""From a run to files that other runtimes execute, each proven to compute the same."""

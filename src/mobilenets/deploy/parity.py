@@ -1,0 +1,57 @@
+"""Whether an exported file computes what the run computes, on real images."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_RELATIVE_DIFFERENCE = 1e-3
+MIN_TOP1_AGREEMENT = 0.999
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far two sets of outputs are apart.
+
+    `relative_difference` is the largest difference over the largest reference value.
+    """
+
+    images: int
+    largest_difference: float
+    relative_difference: float
+    top1_agreement: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the difference is under 1e-3 and the first guesses agree on 99.9 %."""
+        return (
+            self.relative_difference < MAX_RELATIVE_DIFFERENCE
+            and self.top1_agreement >= MIN_TOP1_AGREEMENT
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures and the verdict."""
+        return asdict(self) | {"holds": self.holds}
+
+    def __str__(self) -> str:
+        return (
+            f"largest difference {self.largest_difference:.2g} "
+            f"(relative {self.relative_difference:.2g}), top-1 agrees on "
+            f"{100 * self.top1_agreement:.2f} % of {self.images} images"
+        )
+
+
+def compare(reference_NK: NDArray[np.float32], other_NK: NDArray[np.float32]) -> Parity:
+    """Compare outputs (N, K) with those of the run; values that are no numbers never agree.
+
+    >>> a = np.array([[1.0, 2.0]], dtype=np.float32)
+    >>> compare(a, a).holds
+    True
+    """
+    largest = float(np.abs(reference_NK - other_NK).max(initial=0))
+    scale = float(np.abs(reference_NK).max(initial=1e-12))
+    agreement = float((reference_NK.argmax(1) == other_NK.argmax(1)).mean())
+    return Parity(len(reference_NK), largest, largest / scale, agreement)

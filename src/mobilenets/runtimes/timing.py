@@ -1,0 +1,52 @@
+"""Timing calls against each other: warmed, interleaved, with median and spread."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of one call: the median, and the range that holds the middle half."""
+
+    median_ms: float
+    lower_ms: float
+    upper_ms: float
+    calls: int
+
+    def __str__(self) -> str:
+        return f"{self.median_ms:.2f} ms ({self.lower_ms:.2f} to {self.upper_ms:.2f})"
+
+
+def time_calls(
+    calls: Mapping[str, Callable[[], object]], *, seconds: float = 2.0, warm_up: int = 5
+) -> dict[str, Timing]:
+    """Time functions in turns, so that what else the machine does hits all of them alike.
+
+    Args:
+        calls: functions by name; each must wait for its own result.
+        seconds: how long all of them together may take, the warm-up aside.
+
+    >>> time_calls({"nothing": lambda: None}, seconds=0.01)["nothing"].calls >= 5
+    True
+    """
+    for call in calls.values():
+        for _ in range(warm_up):
+            call()
+    spent: dict[str, list[float]] = {name: [] for name in calls}
+    end = time.perf_counter() + seconds
+    rounds = 0
+    while rounds < 5 or time.perf_counter() < end:
+        for name, call in calls.items():
+            started = time.perf_counter()
+            call()
+            spent[name].append(1000 * (time.perf_counter() - started))
+        rounds += 1
+    timings = {}
+    for name, values in spent.items():
+        lower, median, upper = statistics.quantiles(values, n=4)
+        timings[name] = Timing(median, lower, upper, len(values))
+    return timings

@@ -1,0 +1,209 @@
+"""The classification task: labels, head, loss, data and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from mobilenets.architecture.network import PAPER_DROPOUT, MobileNet
+from mobilenets.architecture.preprocessing import Preprocessing
+from mobilenets.architecture.spec import MobileNetSpec
+from mobilenets.data.loaders import SMALL_SIDE, Batch, Loader, OnBadImage, make_loader
+from mobilenets.data.sources import ALL, NAMED_SETS, Source, hold_out, open_source, relabel
+from mobilenets.data.transforms import Distortion
+from mobilenets.tasks.classification.metrics import ClassificationMetrics
+from mobilenets.tasks.classification.prediction import ClassPrediction, Guess
+from mobilenets.tasks.classification.recipes import PHOTOS, RECIPES, SMALL
+from mobilenets.training.recipe import Recipe
+from mobilenets.training.task import Prediction, Task, TrainingData
+
+TOP = 5
+EVALUATION_BATCH = 64
+_CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+class Classification(Task):
+    """One label an image, from a linear classifier and cross-entropy.
+
+    Args:
+        labels: class names by index.
+        preprocessing: how an image becomes the input.
+        source: the data, where the task is made for training.
+    """
+
+    name: ClassVar[str] = "classification"
+    monitor: ClassVar[str] = "top1"
+
+    def __init__(
+        self,
+        labels: Sequence[str],
+        preprocessing: Preprocessing,
+        source: Source | None = None,
+        warnings: Sequence[str] = (),
+    ) -> None:
+        self._labels = tuple(labels)
+        self._preprocessing = preprocessing
+        self._source = source
+        self._warnings = tuple(warnings)
+
+    @classmethod
+    def recipes(cls) -> Mapping[str, Recipe]:
+        return RECIPES
+
+    @classmethod
+    def default_recipe(cls, spec: MobileNetSpec, where: str) -> Recipe:
+        small = max(spec.height, spec.across) <= SMALL_SIDE
+        return SMALL if small or where in NAMED_SETS else PHOTOS
+
+    @classmethod
+    def from_data(cls, where: str, spec: MobileNetSpec) -> Self:
+        source = open_source(where)
+        if spec.input_channels not in _CHANNELS:
+            raise ValueError(
+                f"images have 1 (grey), 3 (RGB) or 4 (RGBA) channels, not {spec.input_channels}"
+            )
+        warnings = list(source.warnings)
+        if spec.final_size == (1, 1):
+            warnings.append(
+                f"the last feature map of {spec} is 1x1, which starves small images: "
+                "a total stride of s16 or s8 keeps more"
+            )
+        small = max(spec.height, spec.across) <= SMALL_SIDE
+        preprocessing = Preprocessing(
+            height=spec.height,
+            width=spec.across,
+            channels=_CHANNELS[spec.input_channels],  # type: ignore[arg-type]
+            # A small picture has no margin to give away.
+            crop_fraction=1.0 if small else 0.875,
+            mean=(0.5,) * spec.input_channels,
+            std=(0.5,) * spec.input_channels,
+        )
+        return cls(source.labels, preprocessing, source, warnings)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        return cls(values["labels"], Preprocessing.from_dict(values["preprocessing"]))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"labels": list(self._labels), "preprocessing": self._preprocessing.to_dict()}
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return self._preprocessing
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self._labels
+
+    def build_model(self, spec: MobileNetSpec, recipe: Recipe | None = None) -> nn.Module:
+        dropout = PAPER_DROPOUT if recipe is None else recipe.dropout
+        return MobileNet(spec, len(self._labels), dropout=dropout)
+
+    def build_data(self, recipe: Recipe, *, on_bad_image: OnBadImage) -> TrainingData:
+        source = self._source
+        assert source is not None, "a task read back from a run trains on no data"
+        train = source.splits["train"] if "train" in source.splits else source.split(ALL)
+        record: dict[str, Any] = {
+            "where": source.where
+            if source.where in NAMED_SETS
+            else str(Path(source.where).resolve()),
+            "fingerprint": source.fingerprint(),
+        }
+        val = source.splits.get("val")
+        if val is None:
+            train, val = hold_out(train, recipe.held_out, recipe.seed)
+            record |= {"held_out": recipe.held_out, "seed": recipe.seed}
+        augmentation = recipe.augmentation
+        distortion = Distortion(
+            mirror=augmentation.mirror and source.mirror,
+            shift=augmentation.shift,
+            min_area=augmentation.min_area,
+        )
+        train_loader, bad_train = make_loader(
+            train,
+            self._preprocessing,
+            recipe.batch_size,
+            distortion,
+            recipe.seed,
+            what="training images",
+            on_bad_image=on_bad_image,
+        )
+        val_loader, bad_val = make_loader(
+            val,
+            self._preprocessing,
+            EVALUATION_BATCH,
+            what="validation images",
+            on_bad_image=on_bad_image,
+        )
+        skipped = [*bad_train, *bad_val]
+        record |= {"train_images": len(train) - len(bad_train), "skipped": skipped}
+        return TrainingData(
+            train=train_loader,
+            val=val_loader,
+            record=record,
+            warnings=(*self._warnings, *(f"left out: {problem}" for problem in skipped)),
+        )
+
+    def open_for_evaluation(
+        self,
+        where: str,
+        split: str | None,
+        record: Mapping[str, Any],
+        *,
+        on_bad_image: OnBadImage,
+        limit: int | None = None,
+    ) -> tuple[str, Loader, tuple[str, ...]]:
+        source = open_source(where)
+        own = source.fingerprint() == record.get("fingerprint")
+        source = relabel(source, self._labels)
+        name = split or next(
+            name for name in ("test", "val", ALL, "train") if name in source.splits
+        )
+        warnings: tuple[str, ...] = ()
+        if own and "held_out" in record and name in ("val", ALL):
+            whole = source.splits["train"] if "train" in source.splits else source.split(ALL)
+            _, part = hold_out(whole, record["held_out"], record["seed"])
+            name = "val"
+        else:
+            part = source.split(name)
+            if own and name in ("train", ALL):
+                warnings = ("these are images the model was trained on: the figures flatter it",)
+        if limit is not None and len(part) > limit:
+            part = part.take(np.linspace(0, len(part) - 1, limit).round().astype(int).tolist())
+        loader, skipped = make_loader(
+            part,
+            self._preprocessing,
+            EVALUATION_BATCH,
+            what=f"{name} images",
+            on_bad_image=on_bad_image,
+        )
+        return name, loader, (*warnings, *(f"left out: {problem}" for problem in skipped))
+
+    def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> dict[str, Tensor]:
+        logits_NK = model(batch.images_NCHW)
+        smoothing = recipe.label_smoothing
+        return {"loss": F.cross_entropy(logits_NK, batch.targets_N, label_smoothing=smoothing)}
+
+    def metrics(self) -> ClassificationMetrics:
+        return ClassificationMetrics(len(self._labels))
+
+    def decode(self, outputs: NDArray[np.float32]) -> list[Prediction]:
+        logits_NK = outputs.astype(np.float64)
+        scores_NK = np.exp(logits_NK - logits_NK.max(axis=1, keepdims=True))
+        scores_NK /= scores_NK.sum(axis=1, keepdims=True)
+        best_N5 = np.argsort(-scores_NK, axis=1, kind="stable")[:, :TOP]
+        return [
+            ClassPrediction(
+                tuple(Guess(self._labels[i], int(i), float(scores_K[i])) for i in best_5)
+            )
+            for scores_K, best_5 in zip(scores_NK, best_N5, strict=True)
+        ]
+
+
+TASK = Classification

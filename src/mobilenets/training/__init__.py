@@ -1,0 +1,1 @@
+"""The engine: task contract, recipe, loop, evaluation, checkpoints and the run folder."""

@@ -1,0 +1,59 @@
+"""The model card, `README.md` of a run, in the layout that model hubs read."""
+
+from __future__ import annotations
+
+from mobilenets.architecture.layer_rows import layers_of
+from mobilenets.cost.count import count
+from mobilenets.cost.quantities import format_quantity
+from mobilenets.training.checkpoint import write_aside
+from mobilenets.training.recipe import Recipe
+from mobilenets.training.run import Run
+
+
+def write_model_card(run: Run, recipe: Recipe) -> None:
+    """Write the card from what the run holds."""
+    counted = count(layers_of(run.spec, len(run.labels)))
+    metrics = run.config["metrics"]
+    preprocessing = run.preprocessing
+    labels = ", ".join(run.labels[:20]) + (", …" if len(run.labels) > 20 else "")
+    figures = "\n".join(
+        f"| {name} | {value:.4f} |" for name, value in metrics.items() if isinstance(value, float)
+    )
+    card = f"""---
+library_name: mobilenets
+pipeline_tag: image-classification
+tags: [mobilenet, {run.task.name}]
+---
+
+# MobileNet {run.spec}, {run.task.name}
+
+{len(run.labels)} classes: {labels}
+
+| cost | |
+|---|---|
+| mult-adds | {counted.mult_adds:,} |
+| parameters | {counted.parameters:,} |
+| bytes at fp32, int8 | {format_quantity(counted.bytes_fp32, "B")}, {format_quantity(counted.bytes_int8, "B")} |
+
+Input: {preprocessing.height}x{preprocessing.width} pixels, {preprocessing.channels}, \
+resized by `{preprocessing.resize}`, mean {list(preprocessing.mean)}, std {list(preprocessing.std)}.
+
+## Validation, epoch {metrics["epoch"]}, {metrics["images"]} images of `{run.config["data"]["where"]}`
+
+| figure | value |
+|---|---|
+{figures}
+
+The best of {recipe.epochs} epochs was chosen on these images; use `mobilenets evaluate` on others
+for a figure to quote. Recipe `{recipe.name}`, seed {recipe.seed} (`recipe.yaml`).
+
+## Use
+
+```python
+from mobilenets import Run
+
+run = Run.load("{run.folder.name}")
+print(run.predict("photo.jpg"))
+```
+"""
+    write_aside(run.folder / "README.md", card.encode())

@@ -1,0 +1,226 @@
+"""The run folder: all that a trained model needs to be used without a flag.
+
+`model.safetensors` holds the best epoch's weights and `last/model.safetensors` the last one's,
+`state.pt` what training needs to go on, `config.json` the model, task, preprocessing, data and
+metrics, `recipe.yaml` the recipe, `metrics.csv` and `tensorboard/` the curves, `README.md` the
+model card.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
+
+from mobilenets.architecture.preprocessing import Preprocessing
+from mobilenets.architecture.spec import MobileNetSpec
+from mobilenets.data.images import find_images, image_to_tensor, read_image
+from mobilenets.data.transforms import fit, normalise
+from mobilenets.training.checkpoint import write_aside, write_json
+from mobilenets.training.recipe import Recipe
+from mobilenets.training.registry import find_task
+from mobilenets.training.task import Prediction, Task
+from mobilenets.weights.state import load_strictly, read_safetensors
+
+FORMAT = 1
+ImageLike = str | Path | Image.Image | NDArray[np.uint8]
+
+
+class Run:
+    """A trained, or training, model in a folder.
+
+    Use `Run.load(folder)`; `Run.create` is for the training loop.
+    """
+
+    def __init__(
+        self, folder: Path, config: dict[str, Any], task: Task, spec: MobileNetSpec
+    ) -> None:
+        self.folder = folder
+        self.config = config
+        self.task = task
+        self.spec = spec
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Open a run.
+
+        Raises:
+            ValueError: the folder is no run, or its `config.json` is damaged.
+        """
+        folder = Path(folder)
+        path = folder / "config.json"
+        if not path.is_file():
+            raise ValueError(f"{folder} is not a run: it has no config.json")
+        try:
+            config = json.loads(path.read_text())
+            task = find_task(config["task"]).from_dict(config[config["task"]])
+            spec = MobileNetSpec.from_dict(config["spec"])
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"{path} is damaged: {reason}") from None
+        return cls(folder, config, task, spec)
+
+    @classmethod
+    def create(
+        cls,
+        folder: str | Path,
+        task: Task,
+        spec: MobileNetSpec,
+        recipe: Recipe,
+        data: Mapping[str, Any],
+        *,
+        overwrite: bool = False,
+    ) -> Self:
+        """Start a run in a new or empty folder.
+
+        Args:
+            data: where the data came from, to find and know it again.
+            overwrite: replace a run that is there already; nothing but a run is ever replaced.
+
+        Raises:
+            ValueError: the folder holds something.
+        """
+        folder = Path(folder)
+        check_free(folder, overwrite=overwrite)
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+        config = {
+            "format": FORMAT,
+            "model": str(spec),
+            "task": task.name,
+            "spec": spec.to_dict(),
+            task.name: task.to_dict(),
+            "preprocessing": task.preprocessing.to_dict(),
+            "data": dict(data),
+            "recipe": recipe.name,
+            "seed": recipe.seed,
+            "metrics": {},
+            "versions": {
+                "mobilenets": version("mobilenets"),
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+        }
+        run = cls(folder, config, task, spec)
+        write_aside(folder / "recipe.yaml", recipe.to_yaml().encode())
+        run.save_config()
+        return run
+
+    def save_config(self) -> None:
+        """Write `config.json`."""
+        write_json(self.folder / "config.json", self.config)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How an image becomes the input."""
+        return self.task.preprocessing
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names by index."""
+        return self.task.labels
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The network with its best weights, in evaluation mode, on the CPU.
+
+        Raises:
+            ValueError: the weights are missing, damaged or of another model.
+        """
+        network = self.task.build_model(self.spec)
+        path = self.folder / "model.safetensors"
+        load_strictly(network, read_safetensors(path), str(path))
+        return network.eval().to(memory_format=torch.channels_last)
+
+    def prepare(self, image: ImageLike) -> torch.Tensor:
+        """One image as the network's input: float32 (1, C, H, W).
+
+        Args:
+            image: a path, a Pillow image, or a uint8 array (H, W, C).
+        """
+        channels = self.preprocessing.channel_count
+        if isinstance(image, str | Path):
+            pixels_CHW = read_image(Path(image), channels)
+        else:
+            picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+            pixels_CHW = image_to_tensor(picture, channels)
+        return normalise(fit(pixels_CHW, self.preprocessing)[None], self.preprocessing)
+
+    def predict(self, image: ImageLike) -> Prediction:
+        """What the model says about one image.
+
+        Raises:
+            BadImageError: the file is missing or can't be read.
+        """
+        return next(self.predict_many([image]))
+
+    def predict_many(
+        self, images: Sequence[ImageLike], *, batch_size: int = 32
+    ) -> Iterator[Prediction]:
+        """Predictions for many images, in order."""
+        for start in range(0, len(images), batch_size):
+            group = images[start : start + batch_size]
+            yield from self.predict_prepared([self.prepare(image) for image in group])
+
+    def predict_prepared(self, inputs: Sequence[torch.Tensor]) -> list[Prediction]:
+        """Predictions for one batch of inputs, each as `prepare` gives them."""
+        return self.task.decode(self.outputs(torch.cat(list(inputs))).numpy()) if inputs else []
+
+    def outputs(self, inputs_NCHW: torch.Tensor) -> torch.Tensor:
+        """The network's outputs for one batch."""
+        with torch.inference_mode():
+            outputs: torch.Tensor = self.model(
+                inputs_NCHW.contiguous(memory_format=torch.channels_last)
+            )
+        return outputs
+
+    def sample_inputs(
+        self, images: Sequence[str] | None = None, *, limit: int = 256
+    ) -> torch.Tensor:
+        """Real images as float32 (N, C, H, W): those given, else validation images of the run.
+
+        Raises:
+            ValueError: the run's data is no longer where it was, and no images are given.
+        """
+        if images:
+            paths = find_images(images)[:limit]
+            return torch.cat([self.prepare(path) for path in paths])
+        record = self.config["data"]
+        try:
+            _, loader, _ = self.task.open_for_evaluation(
+                record["where"], "val", record, on_bad_image="skip", limit=limit
+            )
+        except ValueError as error:
+            raise ValueError(f"{error}; give images to compare on with --images") from None
+        return torch.cat([batch.images_NCHW for batch in loader.batches()])
+
+
+def check_free(folder: str | Path, *, overwrite: bool = False) -> None:
+    """Make sure that a run may be written to a folder.
+
+    Raises:
+        ValueError: the folder holds a run (unless it may be replaced) or other files.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file: give another folder with --output")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} is not empty and holds no run: give another folder")
+    if not overwrite:
+        raise ValueError(
+            f"{folder} already holds a run: give another --output, or --overwrite to replace it"
+        )

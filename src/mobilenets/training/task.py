@@ -1,0 +1,137 @@
+"""What the engine knows of a task: all that training, evaluation, prediction and export call."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from mobilenets.architecture.preprocessing import Preprocessing
+from mobilenets.architecture.spec import MobileNetSpec
+from mobilenets.data.loaders import Batch, Loader, OnBadImage
+from mobilenets.training.recipe import Recipe
+
+
+class Prediction(ABC):
+    """What a model says about one image."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+
+    @abstractmethod
+    def draw(self, image: Image.Image) -> Image.Image:
+        """A copy of the image with the prediction on it."""
+
+
+class Metrics(Protocol):
+    """Figures gathered over an evaluation, exact whatever the batches."""
+
+    def update(self, outputs: Tensor, batch: Batch) -> None:
+        """Count one batch."""
+
+    def compute(self) -> dict[str, float]:
+        """The figures by name; shares, not percent."""
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The two loaders of a training run, and what to tell about them.
+
+    `record` goes into the run's `config.json`, so that the data can be found and known again.
+    """
+
+    train: Loader
+    val: Loader
+    record: Mapping[str, Any]
+    warnings: Sequence[str] = field(default=())
+
+
+class Task(ABC):
+    """A head, a loss, data and a metric for the one backbone.
+
+    `monitor` names the metric that decides which epoch is best (more is better).
+    """
+
+    name: ClassVar[str]
+    monitor: ClassVar[str]
+
+    @classmethod
+    @abstractmethod
+    def recipes(cls) -> Mapping[str, Recipe]:
+        """The task's recipes by name."""
+
+    @classmethod
+    @abstractmethod
+    def default_recipe(cls, spec: MobileNetSpec, where: str) -> Recipe:
+        """The recipe for a model and data when none is named."""
+
+    @classmethod
+    @abstractmethod
+    def from_data(cls, where: str, spec: MobileNetSpec) -> Self:
+        """The task that a data set sets.
+
+        Raises:
+            ValueError: the data can't serve, in one sentence.
+        """
+
+    @classmethod
+    @abstractmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Rebuild from `to_dict`."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """What a run keeps of the task, such as its labels."""
+
+    @property
+    @abstractmethod
+    def preprocessing(self) -> Preprocessing:
+        """How an image becomes the input."""
+
+    @property
+    @abstractmethod
+    def labels(self) -> tuple[str, ...]:
+        """Class names by index."""
+
+    @abstractmethod
+    def build_model(self, spec: MobileNetSpec, recipe: Recipe | None = None) -> nn.Module:
+        """The network with this task's head; the recipe gives its dropout."""
+
+    @abstractmethod
+    def build_data(self, recipe: Recipe, *, on_bad_image: OnBadImage) -> TrainingData:
+        """Loaders over the data the task was made from; a `test` split is never read."""
+
+    @abstractmethod
+    def open_for_evaluation(
+        self,
+        where: str,
+        split: str | None,
+        record: Mapping[str, Any],
+        *,
+        on_bad_image: OnBadImage,
+        limit: int | None = None,
+    ) -> tuple[str, Loader, tuple[str, ...]]:
+        """The name of the split that is evaluated, a loader over it, and warnings.
+
+        Without a name: `test`, else `val`, else what the run held out of this very data, else all.
+        `limit` takes that many images, evenly spaced.
+        """
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> dict[str, Tensor]:
+        """Losses of one batch; `loss` is the one that is minimised."""
+
+    @abstractmethod
+    def metrics(self) -> Metrics:
+        """Fresh metrics, `monitor` and `loss` among them."""
+
+    @abstractmethod
+    def decode(self, outputs: NDArray[np.float32]) -> list[Prediction]:
+        """Predictions from a network's or a runtime's outputs, one an image."""

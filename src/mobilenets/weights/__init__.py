@@ -1,0 +1,1 @@
+"""Weights: strict loading and `create_model`."""
