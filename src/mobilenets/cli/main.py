@@ -12,6 +12,7 @@ from mobilenets.cli.cost import cost
 from mobilenets.cli.evaluate import evaluate
 from mobilenets.cli.export import export
 from mobilenets.cli.output import note
+from mobilenets.cli.paper import paper
 from mobilenets.cli.pick import pick
 from mobilenets.cli.predict import predict
 from mobilenets.cli.train import train
@@ -49,6 +50,7 @@ def _options(
 
 for verb in (cost, pick, train, evaluate, predict, export):
     app.command()(verb)
+app.add_typer(paper, name="paper")
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +17,9 @@ from mobilenets.cli.output import (
     on_bad_image_choice,
     print_json,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BATCH = 32
 
@@ -41,10 +44,10 @@ def predict(
 
     opened = Run.load(run)
     paths = find_images(images)
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     with progress("predicting", len(paths)) as advance:
         for start in range(0, len(paths), BATCH):
-            readable: dict[Path, object] = {}
+            readable: dict[Path, Tensor] = {}
             for path in paths[start : start + BATCH]:
                 try:
                     readable[path] = opened.prepare(path)
@@ -65,10 +68,11 @@ def predict(
     if as_json:
         print_json(rows)
     if as_csv:
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(("image", "rank", "label", "index", "score"))
-        for row in rows:
-            for rank, guess in enumerate(row["predictions"], start=1):
-                writer.writerow(
-                    (row["image"], rank, guess["label"], guess["index"], guess["score"])
-                )
+        lines = [
+            {"image": row["image"], "rank": rank, **guess}
+            for row in rows
+            for rank, guess in enumerate(row["predictions"], start=1)
+        ]
+        writer = csv.DictWriter(sys.stdout, fieldnames=list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)

@@ -51,16 +51,13 @@ def export_onnx(
     if not len(inputs_NCHW):
         raise ValueError("no images to compare the exported file on: give some with --images")
     folder.mkdir(parents=True, exist_ok=True)
-    reference_NK = np.concatenate(
-        [run.outputs(batch).numpy() for batch in inputs_NCHW.split(BATCH)]
-    )
+    batches = torch.split(inputs_NCHW, BATCH)
+    reference_NK = np.concatenate([run.outputs(batch).numpy() for batch in batches])
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as aside:
         path = Path(aside) / "model.onnx"
         _write_graph(run, path, inputs_NCHW[:2])
         model = OnnxModel(path)
-        outputs_NK = np.concatenate(
-            [model.run(batch.numpy()) for batch in inputs_NCHW.split(BATCH)]
-        )
+        outputs_NK = np.concatenate([model.run(batch.numpy()) for batch in batches])
         parity = compare(reference_NK, outputs_NK)
         if not parity.holds:
             raise ValueError(f"the ONNX file computes something else and was not kept: {parity}")
