@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import isfinite
 from typing import Any, Literal, get_args
 
 Resize = Literal["squash", "crop"]
@@ -47,12 +48,20 @@ class Preprocessing:
                 raise ValueError(
                     f"preprocessing: {name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}"
                 )
+        if self.height < 1 or self.width < 1:
+            raise ValueError(
+                f"preprocessing: height and width must be at least 1, not {self.height} and {self.width}"
+            )
         count = CHANNELS[self.channels]
         if len(self.mean) != count or len(self.std) != count:
             raise ValueError(
                 f"preprocessing: {self.channels} needs {count} means and {count} deviations, "
                 f"not {len(self.mean)} and {len(self.std)}"
             )
+        if not all(isfinite(value) for value in self.mean):
+            raise ValueError(f"preprocessing: the means must be finite, not {self.mean}")
+        if not all(isfinite(value) and value > 0 for value in self.std):
+            raise ValueError(f"preprocessing: the deviations must be above 0, not {self.std}")
         if not 0 < self.crop_fraction <= 1:
             raise ValueError(
                 f"preprocessing: crop_fraction must lie in (0, 1], not {self.crop_fraction}"

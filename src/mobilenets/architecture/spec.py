@@ -70,9 +70,9 @@ class MobileNetSpec:
         _check_choice("variant", self.variant, get_args(Variant))
         _check_choice("activation", self.activation, get_args(Activation))
         _check_choice("padding", self.padding, get_args(Padding))
-        if self.total_stride not in TOTAL_STRIDES:
+        if not _is_whole(self.total_stride) or self.total_stride not in TOTAL_STRIDES:
             raise ValueError(f"total stride must be 32, 16, 8 or 4, not {self.total_stride!r}")
-        if not 0 < self.batch_norm_epsilon < 1:
+        if not isinstance(self.batch_norm_epsilon, float) or not 0 < self.batch_norm_epsilon < 1:
             raise ValueError(
                 f"batch-norm epsilon must lie between 0 and 1, not {self.batch_norm_epsilon!r}"
             )
@@ -182,8 +182,7 @@ class MobileNetSpec:
             raise ValueError(
                 f"a model has no field {unknown[0]!r}: the fields are {', '.join(sorted(known))}"
             )
-        height, across = values["resolution"]
-        return cls(**{**values, "resolution": (height, across)})
+        return cls(**values)
 
 
 def check_width(value: object) -> float:
@@ -196,7 +195,8 @@ def check_width(value: object) -> float:
     0.25
     """
     try:
-        width = float(value)  # type: ignore[arg-type]
+        # Python reads the underscore of 0_5 as nothing, and the width as 5.
+        width = float("" if isinstance(value, str) and "_" in value else value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         comma = isinstance(value, str) and re.fullmatch(r"\d+,\d+", value.strip())
         hint = (

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from mobilenets.cli.cost import cost
+from mobilenets.cli.demo import demo
 from mobilenets.cli.evaluate import evaluate
 from mobilenets.cli.export import export
 from mobilenets.cli.output import note
@@ -48,7 +49,7 @@ def _options(
     """Image models that fit a phone: count, pick, train, prove, export."""
 
 
-for verb in (cost, pick, train, evaluate, predict, export):
+for verb in (cost, pick, train, evaluate, predict, export, demo):
     app.command()(verb)
 app.add_typer(paper, name="paper")
 

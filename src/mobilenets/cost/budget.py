@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,6 +77,9 @@ class Limit:
 class Budget:
     """What may be spent; None is no limit. Bytes are parameters, at int8 when `int8` is set.
 
+    Raises:
+        ValueError: a limit is no number, or not above 0.
+
     >>> [str(c.spec) for c in pick(Budget(max_mult_adds=150e6))][:2]
     ['0.5-224', '0.75-128']
     """
@@ -85,6 +89,16 @@ class Budget:
     max_bytes: float | None = None
     min_top1: float | None = None
     int8: bool = False
+
+    def __post_init__(self) -> None:
+        for limit in self.limits():
+            if (
+                math.isnan(limit.bound)
+                or limit.bound < 0
+                or (not limit.bound and not limit.at_least)
+            ):
+                least = "0 or more" if limit.at_least else "above 0"
+                raise ValueError(f"{limit.option} must be {least}, not {limit.bound}")
 
     def limits(self) -> tuple[Limit, ...]:
         """The bounds that are set. One more kind of limit is one more row here."""

@@ -35,7 +35,8 @@ def format_quantity(value: float, unit: str = "") -> str:
     """
     for prefix in ("G", "M", "k"):
         factor = 1000 ** _POWERS[prefix]
-        if value >= factor:
-            scaled = value / factor
+        scaled = value / factor
+        # From where three digits round up to the next prefix: 999,960 is 1.00M, not 1000.0k.
+        if scaled >= 0.99995:
             return f"{scaled:.{1 if scaled >= 10 else 2}f}{prefix}{unit}"
     return f"{value:g}{unit}"

@@ -51,9 +51,11 @@ def read_image(source: Path | bytes, channels: int = 3, name: str | None = None)
         return image_to_tensor(Image.open(io.BytesIO(encoded)), channels)
     except UnidentifiedImageError:
         raise BadImageError(f"{name}: not an image that can be read") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadImageError(f"{name}: too large to read safely ({error})") from None
     # Decoders report damage in many ways: OSError, SyntaxError, RuntimeError, struct.error.
     except Exception as error:
-        reason = str(error) or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise BadImageError(f"{name}: a damaged image ({reason})") from None
 
 
@@ -64,7 +66,7 @@ def image_to_tensor(image: Image.Image, channels: int = 3) -> Tensor:
     torch.Size([3, 2, 4])
     """
     image.seek(0)
-    image = ImageOps.exif_transpose(image)
+    image = _upright(image)
     if image.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I", "F"):
         image = _to_eight_bits(image)
     transparent = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
@@ -94,7 +96,7 @@ def find_images(places: Iterable[str | Path]) -> list[Path]:
             found.append(path)
         else:
             matches = sorted(Path(match) for match in glob.glob(str(place), recursive=True))
-            matches = [match for match in matches if match.suffix.lower() in IMAGE_SUFFIXES]
+            matches = [m for m in matches if m.suffix.lower() in IMAGE_SUFFIXES and m.is_file()]
             if not matches:
                 raise ValueError(f"{place}: there is no such image, folder or pattern of images")
             found += matches
@@ -109,11 +111,24 @@ def images_below(folder: Path) -> Iterator[Path]:
             yield path
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as EXIF says; EXIF that can't be read says nothing, and the pixels are still good."""
+    image.load()
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        return image
+
+
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Pillow clips 16-bit values when it converts: scale them instead."""
-    values = np.asarray(image).astype(np.float64)
+    """Pillow clips 16-bit values when it converts: scale them instead.
+
+    A 16-bit image is divided whatever it holds, so that a dark one stays dark. The wider modes do
+    not tell their range: floats up to 1 and integers up to 255 are taken for what they look like.
+    """
+    values = np.nan_to_num(np.asarray(image).astype(np.float64))
     if image.mode == "F" and values.max(initial=0) <= 1:
         values = values * 255
-    elif values.max(initial=0) > 255:
+    elif image.mode.startswith("I;16") or values.max(initial=0) > 255:
         values = values / 257
     return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.error import HTTPError
 
 import numpy as np
 import torch
@@ -109,7 +111,7 @@ class ArrayImages:
         return f"{self.origin} image {index}"
 
     def read(self, index: int, channels: int) -> Tensor:
-        """uint8 (C, H, W); grey becomes RGB and RGB grey where it is asked for."""
+        """uint8 (C, H, W); grey becomes RGB, RGB grey, and both opaque where it is asked for."""
         image_CHW = torch.from_numpy(self.pixels_NHWC[index]).permute(2, 0, 1)
         if image_CHW.shape[0] == channels:
             return image_CHW
@@ -120,6 +122,8 @@ class ArrayImages:
             if channels == 1
             else functional.grayscale_to_rgb(image_CHW)
         )
+        if channels == 4:
+            return torch.cat([converted, torch.full_like(converted[:1], 255)])
         return converted
 
     def take(self, indices: Sequence[int]) -> ArrayImages:
@@ -249,18 +253,25 @@ def relabel(source: Source, labels: Sequence[str]) -> Source:
 
 
 def _open_folder(folder: Path) -> Source:
-    parts = {
-        _SPLIT_NAMES[path.name.lower()]: path
-        for path in sorted(folder.iterdir())
-        # A folder of trains is a class, not a split: a split holds class folders.
-        if path.is_dir() and path.name.lower() in _SPLIT_NAMES and _classes(path)
-    }
+    named = [path for path in _classes(folder) if path.name.lower() in _SPLIT_NAMES]
+    # A folder of trains next to other classes is a class: a split holds class folders.
+    only_splits = bool(named) and len(named) == len(_classes(folder))
+    parts: dict[str, Path] = {}
+    for path in named:
+        split = _SPLIT_NAMES[path.name.lower()]
+        if _classes(path) or (only_splits and split == "train"):
+            if split in parts:
+                raise ValueError(
+                    f"{folder} has both {parts[split].name} and {path.name}: keep one of them"
+                )
+            parts[split] = path
     if "train" not in parts:
-        if parts and not _classes(folder, parts.values()):
-            raise ValueError(f"{folder} has {', '.join(parts)} but no train folder")
+        if only_splits:
+            names = ", ".join(path.name for path in named)
+            raise ValueError(f"{folder} has {names} but no train folder")
         parts = {ALL: folder}
     first = parts.get("train", folder)
-    labels = tuple(path.name for path in _classes(folder if first is folder else first))
+    labels = tuple(path.name for path in _classes(first))
     if not labels:
         loose = next(images_below(first), None)
         reason = (
@@ -290,41 +301,54 @@ def _open_folder(folder: Path) -> Source:
             splits[name] = Split(FileImages(tuple(paths)), np.array(targets, dtype=np.int64))
     if len(labels) < 2:
         inner = first / labels[0]
-        hint = f"; did you mean {inner}?" if (inner / "train").is_dir() else ""
+        deeper = (inner / "train").is_dir() or len(_classes(inner)) > 1
+        hint = f"; did you mean {inner}?" if deeper else ""
         raise ValueError(f"{first} has one class, {labels[0]}: a classifier needs two{hint}")
     return Source(str(folder), labels, splits, warnings=tuple(warnings))
 
 
-def _classes(folder: Path, without: Any = ()) -> list[Path]:
+def _classes(folder: Path) -> list[Path]:
     return [
-        path
-        for path in sorted(folder.iterdir())
-        if path.is_dir() and not path.name.startswith(".") and path not in without
+        path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")
     ]
 
 
 def _open_parquet(folder: Path, files: Sequence[Path], where: str) -> Source:
-    from pyarrow import ArrowInvalid, concat_tables, parquet
+    from pyarrow import ArrowException, compute, concat_tables, parquet
     from pyarrow.types import is_struct
 
     tables: dict[str, list[Any]] = {}
     for file in files:
-        stem = file.name.split("-")[0].split(".")[0].lower()
+        words = re.split(r"[-_.]", file.name.lower())
+        split = next((_SPLIT_NAMES[word] for word in words if word in _SPLIT_NAMES), ALL)
         try:
             table = parquet.read_table(file)
-        except (ArrowInvalid, OSError) as error:
-            raise ValueError(f"{file}: not a whole Parquet file ({error})") from None
-        tables.setdefault(_SPLIT_NAMES.get(stem, ALL), []).append(table)
+        except (ArrowException, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{file}: not a whole Parquet file ({reason})") from None
+        tables.setdefault(split, []).append(table)
     if ALL in tables and len(tables) > 1:
         raise ValueError(f"{folder}: name the Parquet files train-*, validation-* and test-*")
-    joined = {name: concat_tables(parts) for name, parts in tables.items()}
-    schema = next(iter(joined.values())).schema
+    joined: dict[str, Any] = {}
+    for name, shards in tables.items():
+        try:
+            joined[name] = concat_tables(shards, promote_options="permissive")
+        except ArrowException as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{where}: the {name} files do not fit together ({reason})") from None
+    schema = joined["train" if "train" in joined else next(iter(joined))].schema
     image_column = _image_column(schema, where)
     label_column, labels = _label_column(schema, where, joined)
     splits = {}
     for name, table in joined.items():
-        column: Any = table[image_column].combine_chunks()
-        encoded = column.field("bytes") if is_struct(column.type) else column
+        for column_name in (image_column, label_column):
+            if column_name not in table.column_names:
+                raise ValueError(f"{where}: the {name} split has no column {column_name!r}")
+        if not len(table):
+            continue
+        # Kept in chunks: Arrow can't join more than 2 GB of images into one array.
+        column = table[image_column]
+        encoded = compute.struct_field(column, "bytes") if is_struct(column.type) else column
         index: dict[object, int] = dict(zip(labels, range(len(labels)), strict=True))
         index |= {target: target for target in range(len(labels))}
         targets = []
@@ -336,6 +360,8 @@ def _open_parquet(folder: Path, files: Sequence[Path], where: str) -> Source:
             targets.append(index[value])
         images = EncodedImages(encoded, f"{where} {name}", np.arange(len(table)))
         splits[name] = Split(images, np.array(targets, dtype=np.int64))
+    if not splits:
+        raise ValueError(f"{where}: it holds no images")
     if len(labels) < 2:
         raise ValueError(f"{where} has one class: a classifier needs two")
     return Source(where, tuple(labels), splits)
@@ -366,10 +392,15 @@ def _label_column(schema: Any, where: str, tables: Mapping[str, Any]) -> tuple[s
         if name in named:
             return name, list(named[name])
         if name in schema.names:
-            values = set().union(*(table[name].unique().to_pylist() for table in tables.values()))
+            values: set[Any] = set()
+            for table in tables.values():
+                if name in table.column_names:
+                    values.update(table[name].unique().to_pylist())
+            # Missing and negative labels are reported where the row is known.
+            values.discard(None)
             if all(isinstance(value, str) for value in values):
                 return name, sorted(values)
-            if all(isinstance(value, int) and value >= 0 for value in values):
+            if all(isinstance(value, int) for value in values):
                 return name, [str(index) for index in range(max(values) + 1)]
     raise ValueError(f"{where}: no label column among {', '.join(schema.names)}")
 
@@ -400,6 +431,8 @@ def _download_cifar(name: str) -> Source:
         try:
             data = kind(root=str(data_home()), train=train, download=True)
         except (OSError, RuntimeError) as error:
+            if isinstance(error, HTTPError):
+                error.close()
             raise ValueError(
                 f"{name} could not be downloaded from {kind.url} to {data_home()} "
                 f"({' '.join(str(error).split()) or type(error).__name__}): "

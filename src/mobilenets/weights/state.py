@@ -63,9 +63,11 @@ def _likely_cause(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str
         return "it is not a MobileNet of this library"
     if STEM not in own:
         return "the model is not a MobileNet"
+    # The last layer tells the width, whatever the rounding: the first has 8 channels at 0.2 too.
+    width, own_width = _width(state), _width(own)
+    if abs(width - own_width) > 0.005:
+        return f"its width is {width:.3g} and the model's {own_width:.3g}"
     have, want = state[STEM].shape, own[STEM].shape
-    if have[0] != want[0]:
-        return f"its width is {have[0] / 32:g} and the model's {want[0] / 32:g}"
     if have[1] != want[1]:
         return f"it takes {have[1]} input channels and the model {want[1]}"
     body_keys = {key for key in own if key.startswith("body.")}
@@ -76,3 +78,8 @@ def _likely_cause(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str
     if (HEAD in state) != (HEAD in own):
         return "one has a classifier and the other has none"
     return "its channels were rounded by another rule"
+
+
+def _width(state: Mapping[str, Tensor]) -> float:
+    body = (key for key in state if key.startswith("body.") and key.endswith(".conv.weight"))
+    return max(state[key].shape[0] for key in body) / 1024

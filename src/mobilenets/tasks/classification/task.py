@@ -19,7 +19,7 @@ from mobilenets.data.sources import ALL, NAMED_SETS, Source, hold_out, open_sour
 from mobilenets.data.transforms import Distortion
 from mobilenets.tasks.classification.metrics import ClassificationMetrics
 from mobilenets.tasks.classification.prediction import ClassPrediction, Guess
-from mobilenets.tasks.classification.recipes import PHOTOS, RECIPES, SMALL
+from mobilenets.tasks.classification.recipes import DIGITS, PHOTOS, RECIPES, SMALL
 from mobilenets.training.recipe import Recipe
 from mobilenets.training.task import Prediction, Task, TrainingData
 
@@ -58,8 +58,9 @@ class Classification(Task):
 
     @classmethod
     def default_recipe(cls, spec: MobileNetSpec, where: str) -> Recipe:
-        small = max(spec.height, spec.across) <= SMALL_SIDE
-        return SMALL if small or where in NAMED_SETS else PHOTOS
+        if where == "digits":
+            return DIGITS
+        return SMALL if max(spec.height, spec.across) <= SMALL_SIDE else PHOTOS
 
     @classmethod
     def from_data(cls, where: str, spec: MobileNetSpec) -> Self:

@@ -1,0 +1,46 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: env demo test check lint docs wheel clean
+
+demo: $(INSTALLED)
+	$(BIN)/mobilenets demo --output runs/demo --overwrite
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+
+check: lint test docs wheel
+
+env: $(INSTALLED)
+
+# TORCH=cpu takes the smaller CPU build, 0.2 GB instead of several.
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+ifeq ($(TORCH),cpu)
+	$(BIN)/pip install torch torchvision --index-url https://download.pytorch.org/whl/cpu
+endif
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	touch $@
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: $(INSTALLED)
+	$(BIN)/zensical build --strict --clean
+
+# The built wheel must install and answer in an environment that has nothing else.
+wheel: $(INSTALLED)
+	rm -rf dist build/wheel-env
+	$(BIN)/python -m build --wheel --outdir dist .
+	$(PYTHON) -m venv build/wheel-env
+	build/wheel-env/bin/pip install --quiet dist/*.whl
+	cd build/wheel-env && bin/mobilenets cost 0.5-160
+	rm -rf build/wheel-env
+
+clean:
+	rm -rf build dist site .cache
