@@ -2,7 +2,7 @@
 
 import io
 import re
-import sys
+from contextlib import redirect_stderr
 
 import pytest
 
@@ -100,18 +100,18 @@ def terminal(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "120")
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    return terminal
+    return Terminal()
 
 
 def test_no_bar_for_two_seconds(clock, terminal):
-    run(clock, [(0.5, 30), (1.5, 30), (0, 40)], 100)
+    with redirect_stderr(terminal):
+        run(clock, [(0.5, 30), (1.5, 30), (0, 40)], 100)
     assert terminal.getvalue() == ""
 
 
 def test_bar(clock, terminal):
-    run(clock, [(1, 1000), (1.5, 1500), (0.5, 500)], 5000)
+    with redirect_stderr(terminal):
+        run(clock, [(1, 1000), (1.5, 1500), (0.5, 500)], 5000)
     shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
     assert "reading" in shown
     assert "2,500 of 5,000 images" in shown
@@ -128,6 +128,7 @@ def test_an_error_inside_passes_and_the_bar_stops(clock, terminal, seconds):
             advance(1)
             raise KeyError("inside")
 
-    with pytest.raises(KeyError, match="inside"):
+    with redirect_stderr(terminal), pytest.raises(KeyError, match="inside"):
         work()
+    assert bool(terminal.getvalue()) == (seconds > 2)
     assert terminal.getvalue().count("\x1b[?25l") == terminal.getvalue().count("\x1b[?25h")

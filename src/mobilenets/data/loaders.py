@@ -163,6 +163,9 @@ class PhotoLoader:
             num_workers=min(self._workers, len(asked)),
             collate_fn=_stack,
             prefetch_factor=2 if self._workers and asked else None,
+            # It draws a seed for its workers: from the global generator, a resumed epoch would
+            # draw one more than an epoch that ran through, and dropout would differ.
+            generator=torch.Generator(),
         )
         for pixels_NCHW, rows_N in zip(loader, rows, strict=True):
             if isinstance(pixels_NCHW, str):

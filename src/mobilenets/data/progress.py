@@ -29,7 +29,7 @@ def progress(what: str, total: int, unit: str = "images") -> Iterator[Callable[[
         nonlocal done, last
         done += units
         now = time.monotonic()
-        if now - last >= LINE_SECONDS and done < total:
+        if now - last >= LINE_SECONDS and 0 < done < total:
             last, speed = now, done / (now - started)
             left = format_seconds((total - done) / speed)
             sys.stderr.write(f"{what}: {done:,} of {total:,} {unit}, {speed:,.0f}/s, {left} left\n")
