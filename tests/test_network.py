@@ -94,11 +94,15 @@ def test_the_parts_of_the_paper_network():
 
 def test_a_block_is_depthwise_norm_activation_pointwise_norm_activation():
     # Figure 3: nothing is linear between the two convolutions.
+    torch.manual_seed(0)
     block = SeparableBlock(4, 6, stride=2, activation="relu6").eval()
-    x = images(9, channels=4) * 10
+    # Large enough for both activations to cut at 6.
+    nn.init.uniform_(block.pointwise.conv.weight, -1, 5)
+    x = images(9, channels=4) * 100
     y = block.depthwise.conv(x)
     y = F.batch_norm(y, torch.zeros(4), torch.ones(4), eps=1e-5).clamp(0, 6)
     y = F.batch_norm(block.pointwise.conv(y), torch.zeros(6), torch.ones(6), eps=1e-5).clamp(0, 6)
+    assert (y == 6).any()
     torch.testing.assert_close(block(x), y)
 
 
@@ -111,6 +115,18 @@ def test_activations(activation, of_minus_8, of_8):
     unit = ConvUnit(1, 1, kernel=1, activation=activation)
     x = torch.tensor([-8.0, 8.0])
     assert unit.activation(x).tolist() == pytest.approx([of_minus_8, of_8])
+
+
+@pytest.mark.parametrize(
+    ("activation", "kind"),
+    [("relu", nn.ReLU), ("relu6", nn.ReLU6), ("leaky", nn.LeakyReLU)],
+)
+def test_every_activation_is_that_of_the_specification(activation, kind):
+    with torch.device("meta"):
+        modules = list(MobileNet(MobileNetSpec(0.25, activation=activation)).modules())
+    assert [type(m) for m in modules if isinstance(m, nn.ReLU | nn.ReLU6 | nn.LeakyReLU)] == 27 * [
+        kind
+    ]
 
 
 def test_dropout_is_the_share_that_is_dropped():

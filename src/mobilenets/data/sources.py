@@ -392,10 +392,9 @@ def _label_column(schema: Any, where: str, tables: Mapping[str, Any]) -> tuple[s
         if name in named:
             return name, list(named[name])
         if name in schema.names:
-            values: set[Any] = set()
-            for table in tables.values():
-                if name in table.column_names:
-                    values.update(table[name].unique().to_pylist())
+            # Training decides the classes: one that is only in another split is an error.
+            first = tables.get("train", next(iter(tables.values())))
+            values = set(first[name].unique().to_pylist())
             # Missing and negative labels are reported where the row is known.
             values.discard(None)
             if all(isinstance(value, str) for value in values):
