@@ -4,7 +4,12 @@ from pathlib import Path
 
 import pytest
 
+import torch
+
 from mobilenets.cli.main import run
+
+# Two threads wait for each other on tensors this small whenever anything else runs.
+torch.set_num_threads(1)
 
 SHARED = Path(__file__).parents[2] / "shared"
 

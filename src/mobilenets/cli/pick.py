@@ -67,7 +67,10 @@ def pick(
             for candidate in shown
         ],
     )
-    typer.echo(f"rule: {RULE}; ImageNet top-1 of 1,000 classes, {shown[0].top1_source}")
+    typer.echo(f"rule: {RULE}; top-1 is ImageNet's, of 1,000 classes")
+    published = next((c.top1_source for c in shown if not c.interpolated), None)
+    if published:
+        typer.echo(f"top-1 from {published}")
     if any_size:
         fit = fit_accuracy(int8=int8)
         typer.echo(
