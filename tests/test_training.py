@@ -159,7 +159,10 @@ def test_parameter_groups_of_the_full_network():
         # Warm-up ends at the peak; the last step is one step above `final`.
         (ScheduleChoice(name="linear", warmup=0.2), [0.5, 1.0, 1.0, 0.875, 0.125]),
         (ScheduleChoice(name="cosine", warmup=0.0), [1.0, 0.97553, 0.90451, 0.79389, 0.02447]),
-        (ScheduleChoice(name="cosine", warmup=0.0, final=0.5), [1, 0.98776, 0.95225, 0.89695, 0.51224]),
+        (
+            ScheduleChoice(name="cosine", warmup=0.0, final=0.5),
+            [1, 0.98776, 0.95225, 0.89695, 0.51224],
+        ),
         (ScheduleChoice(name="constant", warmup=0.0), [1, 1, 1, 1, 1]),
     ],
 )
@@ -172,7 +175,11 @@ def test_optimizers_are_built_as_the_recipe_says():
     model = MobileNet(MobileNetSpec(0.25, 32), 10)
     recipe = Recipe(name="x", epochs=1)
     sgd = build_optimizer(model, recipe.optimizer)
-    assert (type(sgd).__name__, sgd.defaults["nesterov"], sgd.defaults["momentum"]) == ("SGD", True, 0.9)
+    assert (type(sgd).__name__, sgd.defaults["nesterov"], sgd.defaults["momentum"]) == (
+        "SGD",
+        True,
+        0.9,
+    )
     adam = build_optimizer(model, recipe.override({"optimizer.name": "adamw"}).optimizer)
     assert adam.defaults["betas"] == (0.9, 0.999)
 
@@ -216,7 +223,7 @@ def test_recipes_are_found_by_name_and_by_file(tmp_path):
     path.write_text("epochs: 2\n")
     assert find_recipe("small", recipes) is recipes["small"]
     assert find_recipe(str(path), recipes) == Recipe(name="mine", epochs=2)
-    with pytest.raises(ValueError, match="unknown recipe 'smal': .*nearest: small"):
+    with pytest.raises(ValueError, match=r"unknown recipe 'smal': .*nearest: small"):
         find_recipe("smal", recipes)
     with pytest.raises(ValueError, match="not a recipe"):
         find_recipe(str(tmp_path / "none.yaml"), recipes)

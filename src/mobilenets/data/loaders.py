@@ -293,7 +293,9 @@ def _default_workers() -> int:
 
 
 def _mixed(*numbers: int) -> int:
-    return int(np.random.SeedSequence((len(numbers), *numbers)).generate_state(1, np.uint64)[0] >> 1)
+    return int(
+        np.random.SeedSequence((len(numbers), *numbers)).generate_state(1, np.uint64)[0] >> 1
+    )
 
 
 def _generator(*numbers: int) -> torch.Generator:
