@@ -1,6 +1,7 @@
 """An exported file computes what the run computes, or it is not kept."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,6 +70,9 @@ def test_bundle_can_be_used_without_this_library(digits_run, tmp_path):
     )
     assert (tmp_path / "labels.txt").read_text().split() == list(run.labels)
     stored = json.loads((tmp_path / "preprocessing.json").read_text())
+    assert str(Path(torch.__file__).parent) not in (tmp_path / "model.onnx").read_bytes().decode(
+        "latin-1"
+    )
     assert Preprocessing.from_dict(stored) == run.preprocessing
     report = json.loads((tmp_path / "parity.json").read_text())
     assert (report["images"], report["holds"], report["model"]) == (8, True, "0.25-16-s8")

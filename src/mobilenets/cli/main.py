@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -56,6 +57,8 @@ app.add_typer(paper, name="paper")
 
 def main() -> None:
     """Run one command; exit 0 when done, 1 when the answer is no, 2 when the input is wrong."""
+    # Pillow's notes on odd files are not sentences for a user; what can't be read is said by us.
+    warnings.filterwarnings("ignore", module="PIL")
     sys.exit(run())
 
 

@@ -84,6 +84,9 @@ def _write_graph(run: Run, path: Path, example_NCHW: Tensor) -> None:
             verbose=False,
         )
     assert program is not None
+    # Each node carries the exporter's stack trace: 100 kB, and paths of this machine.
+    for node in program.model.graph:
+        node.metadata_props.clear()
     program.save(str(path))
 
 
