@@ -11,7 +11,7 @@ import typer
 from mobilenets.cli.output import JsonFlag, note, print_json
 
 DATA = "digits"
-MODEL = "0.25-32-s16"
+MODEL = "0.5-16-s4-shallow"
 
 
 def demo(
