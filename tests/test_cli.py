@@ -127,6 +127,19 @@ def test_evaluate_knows_the_images_that_a_run_held_out(tmp_path, capsys):
     assert (figures["split"], figures["images"]) == ("val", 2)
 
 
+def test_evaluate_takes_all_of_another_folder_with_as_many_images(tmp_path, capsys):
+    data = make_folder(tmp_path / "photos", splits=(".",), images=10)
+    other = tmp_path / "other"
+    for name in ("ant", "bee"):
+        for image in range(10):
+            save(other / name / f"new-{image}.png", 60 + image)
+    assert cli(train_arguments(data, tmp_path / "run")) == 0
+    capsys.readouterr()
+    assert cli(["evaluate", str(tmp_path / "run"), str(other), "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert (figures["split"], figures["images"]) == ("all", 20)
+
+
 def test_evaluate_says_when_it_looks_at_training_images(tmp_path, capsys):
     data = make_folder(tmp_path / "photos")
     assert cli(train_arguments(data, tmp_path / "run")) == 0
@@ -248,6 +261,15 @@ def test_output_that_holds_something_is_never_touched(digits_run, tmp_path, caps
     assert (data / "train" / "ant" / "0.png").is_file()
     assert cli(train_arguments(data, data / "train" / "ant" / "0.png")) == 2
     assert "is a file" in one_sentence(capsys)
+
+
+def test_overwrite_never_takes_another_program_s_folder_for_a_run(tmp_path, capsys):
+    data = make_folder(tmp_path / "photos")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text("{}")
+    assert cli([*train_arguments(data, tmp_path / "other"), "--overwrite"]) == 2
+    assert "holds no run" in one_sentence(capsys)
+    assert (tmp_path / "other" / "config.json").read_text() == "{}"
 
 
 def test_overwrite_replaces_a_run(tmp_path, capsys):

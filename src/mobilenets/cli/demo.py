@@ -24,6 +24,7 @@ def demo(
     """Train on digits, evaluate, predict, export, time, and write report.html."""
     started = time.monotonic()
 
+    import torch
     from PIL import Image
 
     from mobilenets import tasks
@@ -86,7 +87,7 @@ def demo(
             exported=output / "onnx" / "model.onnx",
             parity=parity,
             timings=timings,
-            threads=torch_threads(),
+            threads=torch.get_num_threads(),
             seconds=seconds,
         ),
         page,
@@ -106,10 +107,3 @@ def demo(
         )
         return
     typer.echo(f"done in {total:.0f} s; open {page}")
-
-
-def torch_threads() -> int:
-    """Cores that PyTorch uses for one call."""
-    import torch
-
-    return torch.get_num_threads()

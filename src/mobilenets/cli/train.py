@@ -56,8 +56,7 @@ def train(
     check_free(folder, overwrite=overwrite)
     target = find_device(device)
     kind = tasks.find(task)
-    chosen = kind.default_recipe(spec, data) if recipe is None else None
-    chosen = chosen or find_recipe(str(recipe), kind.recipes())
+    chosen = find_recipe(recipe, kind.recipes()) if recipe else kind.default_recipe(spec, data)
     overrides: dict[str, object] = {}
     for change in changes or []:
         key, equals, value = change.partition("=")

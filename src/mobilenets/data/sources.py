@@ -40,6 +40,9 @@ class Images(Protocol):
     def name(self, index: int) -> str:
         """A path, or what an error message calls the image."""
 
+    def key(self, index: int) -> str:
+        """What stays the same when the data set moves to another folder."""
+
     def read(self, index: int, channels: int) -> Tensor:
         """uint8 (C, H, W); BadImageError when it can't be read."""
 
@@ -59,6 +62,10 @@ class FileImages:
     def name(self, index: int) -> str:
         """The path."""
         return str(self.paths[index])
+
+    def key(self, index: int) -> str:
+        """The file's name."""
+        return self.paths[index].name
 
     def read(self, index: int, channels: int) -> Tensor:
         """uint8 (C, H, W)."""
@@ -83,6 +90,10 @@ class EncodedImages:
     def name(self, index: int) -> str:
         """The Parquet split and the row."""
         return f"{self.origin} row {self.rows[index]}"
+
+    def key(self, index: int) -> str:
+        """The row."""
+        return str(self.rows[index])
 
     def read(self, index: int, channels: int) -> Tensor:
         """uint8 (C, H, W)."""
@@ -109,6 +120,10 @@ class ArrayImages:
     def name(self, index: int) -> str:
         """The set and the position in it."""
         return f"{self.origin} image {index}"
+
+    def key(self, index: int) -> str:
+        """The position in the set."""
+        return str(index)
 
     def read(self, index: int, channels: int) -> Tensor:
         """uint8 (C, H, W); grey becomes RGB, RGB grey, and both opaque where it is asked for."""
@@ -144,6 +159,12 @@ class Split:
     def take(self, indices: Sequence[int]) -> Split:
         """The examples at these positions."""
         return Split(self.images.take(indices), self.targets[list(indices)])
+
+    def fingerprint(self) -> str:
+        """A hash of targets and image keys: other images in the same numbers are told apart."""
+        digest = hashlib.sha256(self.targets.tobytes())
+        digest.update("\n".join(map(self.images.key, range(len(self)))).encode())
+        return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -339,6 +360,8 @@ def _open_parquet(folder: Path, files: Sequence[Path], where: str) -> Source:
     schema = joined["train" if "train" in joined else next(iter(joined))].schema
     image_column = _image_column(schema, where)
     label_column, labels = _label_column(schema, where, joined)
+    index: dict[object, int] = {label: target for target, label in enumerate(labels)}
+    index |= {target: target for target in range(len(labels))}
     splits = {}
     for name, table in joined.items():
         for column_name in (image_column, label_column):
@@ -349,8 +372,6 @@ def _open_parquet(folder: Path, files: Sequence[Path], where: str) -> Source:
         # Kept in chunks: Arrow can't join more than 2 GB of images into one array.
         column = table[image_column]
         encoded = compute.struct_field(column, "bytes") if is_struct(column.type) else column
-        index: dict[object, int] = dict(zip(labels, range(len(labels)), strict=True))
-        index |= {target: target for target in range(len(labels))}
         targets = []
         for row, value in enumerate(table[label_column].to_pylist()):
             if value not in index:

@@ -64,7 +64,8 @@ class Run:
             raise ValueError(f"{folder} is not a run: it has no config.json")
         try:
             config = json.loads(path.read_text())
-            task = find_task(config["task"]).from_dict(config[config["task"]])
+            kind, values = find_task(config["task"]), config[config["task"]]
+            task = kind.from_dict(values, Preprocessing.from_dict(config["preprocessing"]))
             spec = MobileNetSpec.from_dict(config["spec"])
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
@@ -218,7 +219,7 @@ def check_free(folder: str | Path, *, overwrite: bool = False) -> None:
         raise ValueError(f"{folder} is a file: give another folder with --output")
     if not folder.is_dir() or not any(folder.iterdir()):
         return
-    if not (folder / "config.json").is_file():
+    if not all((folder / name).is_file() for name in ("config.json", "recipe.yaml")):
         raise ValueError(f"{folder} is not empty and holds no run: give another folder")
     if not overwrite:
         raise ValueError(

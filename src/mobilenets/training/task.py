@@ -83,8 +83,8 @@ class Task(ABC):
 
     @classmethod
     @abstractmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Rebuild from `to_dict`."""
+    def from_dict(cls, values: Mapping[str, Any], preprocessing: Preprocessing) -> Self:
+        """Rebuild from `to_dict` and the preprocessing, which a run keeps beside it."""
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:

@@ -88,11 +88,11 @@ class Classification(Task):
         return cls(source.labels, preprocessing, source, warnings)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        return cls(values["labels"], Preprocessing.from_dict(values["preprocessing"]))
+    def from_dict(cls, values: Mapping[str, Any], preprocessing: Preprocessing) -> Self:
+        return cls(values["labels"], preprocessing)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"labels": list(self._labels), "preprocessing": self._preprocessing.to_dict()}
+        return {"labels": list(self._labels)}
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -119,7 +119,11 @@ class Classification(Task):
         val = source.splits.get("val")
         if val is None:
             train, val = hold_out(train, recipe.held_out, recipe.seed)
-            record |= {"held_out": recipe.held_out, "seed": recipe.seed}
+            record |= {
+                "held_out": recipe.held_out,
+                "seed": recipe.seed,
+                "held_out_fingerprint": val.fingerprint(),
+            }
         augmentation = recipe.augmentation
         distortion = Distortion(
             mirror=augmentation.mirror and source.mirror,
@@ -166,12 +170,16 @@ class Classification(Task):
         name = split or next(
             name for name in ("test", "val", ALL, "train") if name in source.splits
         )
-        warnings: tuple[str, ...] = ()
+        part = None
         if own and "held_out" in record and name in ("val", ALL):
             whole = source.splits["train"] if "train" in source.splits else source.split(ALL)
-            _, part = hold_out(whole, record["held_out"], record["seed"])
-            name = "val"
-        else:
+            _, held = hold_out(whole, record["held_out"], record["seed"])
+            # Another folder may have as many images of each class.
+            own = held.fingerprint() == record["held_out_fingerprint"]
+            if own:
+                name, part = "val", held
+        warnings: tuple[str, ...] = ()
+        if part is None:
             part = source.split(name)
             if own and name in ("train", ALL):
                 warnings = ("these are images the model was trained on: the figures flatter it",)
