@@ -221,7 +221,7 @@ def test_batches_from_memory_are_channels_last():
 
 
 def test_batch_to():
-    batch = Batch(torch.rand(4, 3, 8, 6), torch.arange(4))
+    batch = Batch(torch.rand(4, 3, 8, 6), torch.arange(4), whole=4)
     assert not batch.images_NCHW.is_contiguous(memory_format=torch.channels_last)
     moved = batch.to(torch.device("cpu"))
     assert len(moved) == len(batch) == 4

@@ -93,7 +93,7 @@ def test_analysis_by_hand():
     class OneBatch:
         def batches(self):
             logits = torch.tensor([[9.0, 0.0], [0.0, 3.0], [1.0, 2.0]])
-            yield Batch(logits.reshape(3, 2, 1, 1), torch.tensor([0, 0, 0]))
+            yield Batch(logits.reshape(3, 2, 1, 1), torch.tensor([0, 0, 0]), whole=3)
 
     analysis = analyse(Fixed(), OneBatch(), 2)
     assert analysis.confusion_KK.tolist() == [[1, 2], [0, 0]]

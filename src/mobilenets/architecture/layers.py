@@ -14,6 +14,7 @@ from mobilenets.architecture.body import Padding
 from mobilenets.architecture.spec import Activation
 
 LEAKY_SLOPE = 0.1
+SMALL_MAP = 64
 
 
 class ConvUnit(nn.Module):
@@ -65,7 +66,26 @@ class ConvUnit(nn.Module):
         """(N, C_in, H, W) to (N, C_out, H', W')."""
         if self._padded_here:
             x_NCHW = self._pad(x_NCHW)
-        result: Tensor = self.activation(self.norm(self.conv(x_NCHW)))
+        result: Tensor = self.activation(self.norm(self._convolve(x_NCHW)))
+        return result
+
+    def _convolve(self, x_NCHW: Tensor) -> Tensor:
+        """The convolution; in training on a CPU, by the operator whose backward pass is fastest.
+
+        oneDNN takes 16 ms to go back through 1,024 depthwise filters on a 2x2 map, and 1 ms when
+        the map is padded beforehand; a pointwise layer on a small map is quicker as a matrix
+        product (`benchmarks/train_throughput.py`; docs/log.md).
+        """
+        conv = self.conv
+        if self.training and x_NCHW.device.type == "cpu":
+            height, width = x_NCHW.shape[-2:]
+            if conv.kernel_size == (1, 1) and height * width <= SMALL_MAP:
+                y_NHWC = F.linear(x_NCHW.permute(0, 2, 3, 1), conv.weight.flatten(1))
+                return y_NHWC.permute(0, 3, 1, 2)
+            if conv.groups > 1 and conv.padding == (1, 1) and min(height, width) <= 2:
+                padded_NCHW = F.pad(x_NCHW, (1, 1, 1, 1))
+                return F.conv2d(padded_NCHW, conv.weight, stride=conv.stride, groups=conv.groups)
+        result: Tensor = conv(x_NCHW)
         return result
 
     def _pad(self, x_NCHW: Tensor) -> Tensor:

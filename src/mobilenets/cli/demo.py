@@ -37,9 +37,11 @@ def demo(
     from mobilenets.training.device import find_device
     from mobilenets.training.evaluation import evaluate
     from mobilenets.training.loop import train
+    from mobilenets.training.memory import keep_freed_memory
     from mobilenets.training.run import Run, check_free
     from mobilenets.web.report import ReportData, write_report
 
+    keep_freed_memory()
     check_free(output, overwrite=overwrite)
     spec, device = MobileNetSpec.parse(MODEL), find_device("cpu")
     task_kind = tasks.find("classification")

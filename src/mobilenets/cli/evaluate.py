@@ -25,6 +25,9 @@ def evaluate(
         str | None,
         typer.Option(help="Default: test, else val, else what the run held out, else all."),
     ] = None,
+    mirror: Annotated[
+        bool, typer.Option("--mirror", help="Average each image with its mirror image.")
+    ] = False,
     device: DeviceOption = "auto",
     on_bad_image: BadImageOption = "stop",
     as_json: JsonFlag = False,
@@ -33,7 +36,7 @@ def evaluate(
     skip_or_stop = on_bad_image_choice(on_bad_image)
 
     from mobilenets.training.device import find_device
-    from mobilenets.training.evaluation import evaluate as evaluate_model
+    from mobilenets.training.evaluation import gather
     from mobilenets.training.memory import keep_freed_memory
     from mobilenets.training.run import Run
 
@@ -45,9 +48,12 @@ def evaluate(
     )
     for warning in warnings:
         note(f"warning: {warning}")
-    figures = evaluate_model(opened.task, opened.model.to(target), loader, target)
+    metrics = opened.task.metrics()
+    images = gather(metrics, opened.model.to(target), loader, target, "evaluating", mirror=mirror)
+    figures = {**metrics.compute(), "images": images}
     if as_json:
-        print_json({"run": str(run), "data": data, "split": name, **figures})
+        details = metrics.details()
+        print_json({"run": str(run), "data": data, "split": name, **figures, **details})
         return
     rows = [
         (figure, f"{value:.4f}" if isinstance(value, float) else f"{value:,}")

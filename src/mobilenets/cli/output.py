@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
+from mobilenets.data.progress import say, speaks
+
 JsonFlag = Annotated[bool, typer.Option("--json", help="Write JSON instead of a table.")]
 
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
@@ -32,6 +34,8 @@ def on_bad_image_choice(text: str) -> Literal["stop", "skip"]:
 
 def print_json(value: Any) -> None:
     """Write one JSON document to standard output."""
+    if not speaks():
+        return
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -39,6 +43,8 @@ def print_table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, left: int = 1
 ) -> None:
     """Write a table; the first `left` columns are text, the others numbers."""
+    if not speaks():
+        return
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -57,7 +63,7 @@ def print_table(
 
 def note(message: str) -> None:
     """Write a line for people to standard error, where it never mixes with JSON."""
-    sys.stderr.write(message.rstrip() + "\n")
+    say(message)
 
 
 def fail(message: str, code: int = 2) -> NoReturn:

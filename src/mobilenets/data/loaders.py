@@ -23,7 +23,15 @@ from mobilenets.architecture.preprocessing import Preprocessing
 from mobilenets.data.images import BadImageError
 from mobilenets.data.progress import progress
 from mobilenets.data.sources import Split
-from mobilenets.data.transforms import Distortion, distort_batch, distort_photo, fit, normalise
+from mobilenets.data.transforms import (
+    Distortion,
+    distort_batch,
+    distort_photo,
+    fit,
+    mix,
+    normalise,
+    seeded,
+)
 
 OnBadImage = Literal["stop", "skip"]
 SMALL_SIDE = 96
@@ -32,10 +40,15 @@ MEMORY_LIMIT = 2**30
 
 @dataclass(frozen=True)
 class Batch:
-    """Network input float32 (N, C, H, W), and class indices (N,)."""
+    """Network input float32 (N, C, H, W), and class indices (N,), or shares of classes (N, K).
+
+    Args:
+        whole: images of the batch in all processes together, of which these are a part.
+    """
 
     images_NCHW: Tensor
     targets_N: Tensor
+    whole: int
 
     def __len__(self) -> int:
         return len(self.targets_N)
@@ -43,7 +56,37 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The batch on a device, channels last."""
         images = self.images_NCHW.to(device, non_blocking=True, memory_format=torch.channels_last)
-        return Batch(images, self.targets_N.to(device, non_blocking=True))
+        return Batch(images, self.targets_N.to(device, non_blocking=True), self.whole)
+
+    def pieces(self, count: int) -> Iterator[Batch]:
+        """The batch in `count` pieces, for gradients that are gathered before a step.
+
+        >>> batch = Batch(torch.zeros(5, 3, 8, 8), torch.zeros(5, dtype=torch.int64), whole=5)
+        >>> [len(piece) for piece in batch.pieces(2)]
+        [3, 2]
+        """
+        if count == 1:
+            yield self
+            return
+        for images, targets in zip(
+            self.images_NCHW.tensor_split(count), self.targets_N.tensor_split(count), strict=True
+        ):
+            yield Batch(images, targets, self.whole)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Which part of every batch a process works on: images `rank`, `rank + processes`, and so on."""
+
+    rank: int = 0
+    processes: int = 1
+
+    def of(self, rows: Tensor) -> Tensor:
+        """The rows of a batch that this process works on."""
+        return rows[self.rank :: self.processes]
+
+
+WHOLE = Shard()
 
 
 class Loader(Protocol):
@@ -56,8 +99,8 @@ class Loader(Protocol):
     def __len__(self) -> int:
         """Batches in an epoch."""
 
-    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch, from batch `start` on."""
+    def batches(self, epoch: int = 0, start: int = 0, shard: Shard = WHOLE) -> Iterator[Batch]:
+        """The batches of an epoch, from batch `start` on; of each, the part of one process."""
 
 
 @dataclass(frozen=True)
@@ -68,16 +111,19 @@ class _Order:
     batch_size: int
     seed: int
     shuffled: bool
+    drop_last: bool = False
 
     @property
     def used(self) -> int:
         """Training leaves a last batch of one image out: batch norm needs two values a channel."""
-        return self.count - (self.shuffled and self.count % self.batch_size == 1)
+        rest = self.count % self.batch_size
+        drops_rest = self.shuffled and (rest == 1 or (self.drop_last and self.count > rest))
+        return self.count - rest if drops_rest else self.count
 
     def rows(self, epoch: int) -> Sequence[Tensor]:
         if not self.shuffled:
             return torch.split(torch.arange(self.count), self.batch_size)
-        order = torch.randperm(self.count, generator=_generator(self.seed, epoch))
+        order = torch.randperm(self.count, generator=generator_of(self.seed, epoch))
         return torch.split(order[: self.used], self.batch_size)
 
     def __len__(self) -> int:
@@ -91,6 +137,7 @@ class MemoryLoader:
         pixels_NHWC: uint8 images at the input size.
         targets_N: class indices.
         distortion: training's distortions and order; None gives the images as they are, in order.
+        drop_last: leave an incomplete last batch of training out.
     """
 
     def __init__(
@@ -101,12 +148,16 @@ class MemoryLoader:
         batch_size: int,
         distortion: Distortion | None = None,
         seed: int = 0,
+        *,
+        drop_last: bool = False,
     ) -> None:
         self._pixels_NHWC = pixels_NHWC
         self._targets_N = targets_N
         self._preprocessing = preprocessing
         self._distortion = distortion
-        self._order = _Order(len(targets_N), batch_size, seed, shuffled=distortion is not None)
+        shuffled = distortion is not None
+        self._order = _Order(len(targets_N), batch_size, seed, shuffled, drop_last)
+        self._mirrored_first_N = torch.rand(len(targets_N), generator=generator_of(seed)) < 0.5
 
     @property
     def images(self) -> int:
@@ -115,22 +166,39 @@ class MemoryLoader:
     def __len__(self) -> int:
         return len(self._order)
 
-    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+    def batches(self, epoch: int = 0, start: int = 0, shard: Shard = WHOLE) -> Iterator[Batch]:
         for position, rows_N in enumerate(self._order.rows(epoch)):
             if position < start:
                 continue
-            if self._distortion is None:
-                pixels_NHWC = self._pixels_NHWC[rows_N]
-            else:
-                random = _generator(self._order.seed, epoch, position)
-                pixels_NHWC = distort_batch(self._pixels_NHWC, rows_N, self._distortion, random)
-            # A permuted view of NHWC is channels_last already: no copy is made for the layout.
-            images_NCHW = normalise(pixels_NHWC.permute(0, 3, 1, 2), self._preprocessing)
-            yield Batch(images_NCHW, self._targets_N[rows_N])
+            distortion, targets_N = self._distortion, self._targets_N[rows_N]
+            if distortion is None:
+                images_NCHW = self._network_input(self._pixels_NHWC[shard.of(rows_N)])
+                yield Batch(images_NCHW, shard.of(targets_N), len(rows_N))
+                continue
+            # Drawn for the whole batch, so that any number of processes sees the same images.
+            random = generator_of(self._order.seed, epoch, position)
+            mirrored_N = None
+            if distortion.alternate:
+                mirrored_N = self._mirrored_first_N[rows_N] ^ (epoch % 2 == 1)
+            pixels_NHWC = distort_batch(self._pixels_NHWC, rows_N, distortion, random, mirrored_N)
+            if not (distortion.mixup or distortion.cutmix):
+                images_NCHW = self._network_input(shard.of(pixels_NHWC))
+                yield Batch(images_NCHW, shard.of(targets_N), len(rows_N))
+                continue
+            images_NCHW = self._network_input(pixels_NHWC)
+            images_NCHW, targets_N = mix(images_NCHW, targets_N, distortion, random)
+            yield Batch(shard.of(images_NCHW), shard.of(targets_N), len(rows_N))
+
+    def _network_input(self, pixels_NHWC: Tensor) -> Tensor:
+        # A permuted view of NHWC is channels_last already: no copy is made for the layout.
+        return normalise(pixels_NHWC.permute(0, 3, 1, 2), self._preprocessing)
 
 
 class PhotoLoader:
-    """Photos read from disk in worker processes, normalised a batch at a time."""
+    """Photos read from disk in worker processes, normalised a batch at a time.
+
+    Mixing pairs images within a process; all else is the same for any number of processes.
+    """
 
     def __init__(
         self,
@@ -140,11 +208,15 @@ class PhotoLoader:
         distortion: Distortion | None = None,
         seed: int = 0,
         workers: int | None = None,
+        *,
+        drop_last: bool = False,
     ) -> None:
         self._photos = _Photos(split, preprocessing, distortion, seed)
         self._targets_N = torch.from_numpy(split.targets)
         self._preprocessing = preprocessing
-        self._order = _Order(len(split), batch_size, seed, shuffled=distortion is not None)
+        self._distortion = distortion
+        shuffled = distortion is not None
+        self._order = _Order(len(split), batch_size, seed, shuffled, drop_last)
         self._workers = _default_workers() if workers is None else workers
 
     @property
@@ -154,23 +226,38 @@ class PhotoLoader:
     def __len__(self) -> int:
         return len(self._order)
 
-    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        rows = self._order.rows(epoch)[start:]
+    def batches(self, epoch: int = 0, start: int = 0, shard: Shard = WHOLE) -> Iterator[Batch]:
+        whole = self._order.rows(epoch)[start:]
+        rows = [shard.of(batch) for batch in whole]
         asked = [[(epoch, int(row)) for row in batch] for batch in rows]
         loader = DataLoader(
             self._photos,
             batch_sampler=asked,
             num_workers=min(self._workers, len(asked)),
-            collate_fn=_stack,
+            collate_fn=self._stack,
             prefetch_factor=2 if self._workers and asked else None,
-            # It draws a seed for its workers: from the global generator, a resumed epoch would
-            # draw one more than an epoch that ran through, and dropout would differ.
+            # It draws a seed for its workers: not from the generator that dropout draws from.
             generator=torch.Generator(),
         )
-        for pixels_NCHW, rows_N in zip(loader, rows, strict=True):
+        for position, (pixels_NCHW, rows_N) in enumerate(zip(loader, rows, strict=True), start):
             if isinstance(pixels_NCHW, str):
                 raise BadImageError(pixels_NCHW)
-            yield Batch(normalise(pixels_NCHW, self._preprocessing), self._targets_N[rows_N])
+            images_NCHW = normalise(pixels_NCHW, self._preprocessing)
+            targets_N = self._targets_N[rows_N]
+            if self._distortion is not None:
+                random = generator_of(self._order.seed, epoch, position)
+                images_NCHW, targets_N = mix(images_NCHW, targets_N, self._distortion, random)
+            yield Batch(images_NCHW, targets_N, len(whole[position - start]))
+
+    def _stack(self, images: list[Tensor | str]) -> Tensor | str:
+        problem = next((image for image in images if isinstance(image, str)), None)
+        if problem:
+            return problem
+        if not images:
+            preprocessing = self._preprocessing
+            size = (preprocessing.channel_count, preprocessing.height, preprocessing.width)
+            return torch.zeros(0, *size, dtype=torch.uint8)
+        return torch.stack([image for image in images if isinstance(image, Tensor)])
 
 
 class _Photos(Dataset[Tensor | str]):
@@ -196,9 +283,11 @@ class _Photos(Dataset[Tensor | str]):
             return str(error)
         if self._distortion is None:
             return fit(image_CHW, self._preprocessing)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_mixed(self._seed, epoch, index))
-            return distort_photo(image_CHW, self._distortion, self._preprocessing)
+        mirrored = None
+        if self._distortion.alternate:
+            mirrored = bool((mixed(self._seed, index) ^ epoch) & 1)
+        with seeded(generator_of(self._seed, epoch, index)):
+            return distort_photo(image_CHW, self._distortion, self._preprocessing, mirrored)
 
 
 def make_loader(
@@ -208,6 +297,7 @@ def make_loader(
     distortion: Distortion | None = None,
     seed: int = 0,
     *,
+    drop_last: bool = False,
     what: str = "images",
     on_bad_image: OnBadImage = "stop",
 ) -> tuple[Loader, tuple[str, ...]]:
@@ -219,6 +309,7 @@ def make_loader(
 
     Args:
         distortion: for training; None for evaluation.
+        drop_last: leave an incomplete last batch of training out.
         what: what the progress bar calls the images.
         on_bad_image: `stop` raises for images that can't be read, `skip` leaves them out.
 
@@ -260,14 +351,15 @@ def make_loader(
     if not good:
         raise ValueError(f"no {what} can be read; the first: {problems[0]}")
     kept = split if len(good) == len(split) else split.take(good)
-    if in_memory:
-        stacked_NHWC = torch.stack([image for image in pixels if image is not None])
-        targets_N = torch.from_numpy(kept.targets)
-        return (
-            MemoryLoader(stacked_NHWC, targets_N, preprocessing, batch_size, distortion, seed),
-            tuple(problems),
-        )
-    return PhotoLoader(kept, preprocessing, batch_size, distortion, seed), tuple(problems)
+    if not in_memory:
+        photos = PhotoLoader(kept, preprocessing, batch_size, distortion, seed, drop_last=drop_last)
+        return photos, tuple(problems)
+    stacked_NHWC = torch.stack([image for image in pixels if image is not None])
+    targets_N = torch.from_numpy(kept.targets)
+    small = MemoryLoader(
+        stacked_NHWC, targets_N, preprocessing, batch_size, distortion, seed, drop_last=drop_last
+    )
+    return small, tuple(problems)
 
 
 def _fits_in_memory(split: Split, preprocessing: Preprocessing) -> bool:
@@ -282,21 +374,18 @@ def _fits_in_memory(split: Split, preprocessing: Preprocessing) -> bool:
     return False
 
 
-def _stack(images: list[Tensor | str]) -> Tensor | str:
-    problem = next((image for image in images if isinstance(image, str)), None)
-    return problem or torch.stack([image for image in images if isinstance(image, Tensor)])
-
-
 def _default_workers() -> int:
     # On few cores the network needs them itself, and decoding takes a small share of a step.
     return max(1, (os.cpu_count() or 1) // 2)
 
 
-def _mixed(*numbers: int) -> int:
+def mixed(*numbers: int) -> int:
+    """One seed made of several numbers, such as seed, epoch and position."""
     return int(
         np.random.SeedSequence((len(numbers), *numbers)).generate_state(1, np.uint64)[0] >> 1
     )
 
 
-def _generator(*numbers: int) -> torch.Generator:
-    return torch.Generator().manual_seed(_mixed(*numbers))
+def generator_of(*numbers: int) -> torch.Generator:
+    """A generator seeded by several numbers."""
+    return torch.Generator().manual_seed(mixed(*numbers))

@@ -2,22 +2,47 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 QUIET_SECONDS = 2.0
 LINE_SECONDS = 30.0
 
 
+class Advance(Protocol):
+    """Called with the units just done, and perhaps with a word on how they went."""
+
+    def __call__(self, units: int, detail: str = "") -> None: ...
+
+
+def speaks() -> bool:
+    """Whether this process may write to people: of those that `torchrun` starts, one does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(message: str) -> None:
+    """Write a line for people to standard error, where it never mixes with JSON."""
+    if speaks():
+        sys.stderr.write(message.rstrip() + "\n")
+        sys.stderr.flush()
+
+
 @contextmanager
-def progress(what: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
+def progress(what: str, total: int, unit: str = "images") -> Iterator[Advance]:
     """Show how far a loop is, with speed and time left, on standard error.
+
+    Of several processes that `torchrun` started, the first one speaks for all.
 
     The block gets a function to call with the number of units just done. Nothing is shown for
     loops that end within two seconds.
     """
+    if not speaks():
+        yield _silent
+        return
     if sys.stderr.isatty():
         with _bar(what, total, unit) as advance_bar:
             yield advance_bar
@@ -25,21 +50,28 @@ def progress(what: str, total: int, unit: str = "images") -> Iterator[Callable[[
     started = last = time.monotonic()
     done = 0
 
-    def advance(units: int) -> None:
+    def advance(units: int, detail: str = "") -> None:
         nonlocal done, last
         done += units
         now = time.monotonic()
         if now - last >= LINE_SECONDS and 0 < done < total:
             last, speed = now, done / (now - started)
             left = format_seconds((total - done) / speed)
-            sys.stderr.write(f"{what}: {done:,} of {total:,} {unit}, {speed:,.0f}/s, {left} left\n")
+            extra = f" ({detail})" if detail else ""
+            sys.stderr.write(
+                f"{what}: {done:,} of {total:,} {unit}, {speed:,.0f}/s, {left} left{extra}\n"
+            )
             sys.stderr.flush()
 
     yield advance
 
 
+def _silent(units: int, detail: str = "") -> None:
+    del units, detail
+
+
 @contextmanager
-def _bar(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+def _bar(what: str, total: int, unit: str) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -49,18 +81,20 @@ def _bar(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
         TextColumn("{task.completed:,.0f} of {task.total:,.0f} " + unit),
         TextColumn("{task.fields[speed]}"),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[detail]}", style="dim"),
         console=Console(stderr=True),
         transient=True,
     )
-    task = bar.add_task(what, total=total, speed="")
+    task = bar.add_task(what, total=total, speed="", detail="")
     started = time.monotonic()
     shown = False
 
-    def advance(units: int) -> None:
+    def advance(units: int, detail: str = "") -> None:
         nonlocal shown
         seconds = time.monotonic() - started
         done = bar.tasks[0].completed + units
-        bar.update(task, advance=units, speed=f"{done / max(seconds, 1e-9):,.0f}/s")
+        speed = f"{done / max(seconds, 1e-9):,.0f}/s"
+        bar.update(task, advance=units, speed=speed, detail=detail)
         if not shown and seconds > QUIET_SECONDS:
             bar.start()
             shown = True

@@ -4,28 +4,45 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from torch.utils.tensorboard import SummaryWriter
+import numpy as np
+from PIL import Image
 
 from mobilenets.training.checkpoint import write_aside
 
 
-class Curves:
-    """Writes one row an epoch; names with a slash, such as `val/top1`, group in TensorBoard."""
+_COUNTS = ("epoch", "step")
 
-    def __init__(self, folder: Path) -> None:
+
+class Curves:
+    """Writes one row an epoch; names with a slash, such as `val/top1`, group in TensorBoard.
+
+    Args:
+        folder: the run's.
+        epochs: epochs that are kept of what is there, when a run goes on.
+    """
+
+    def __init__(self, folder: Path, epochs: int = 0) -> None:
+        # Half a second to import, and prediction does not need it.
+        from torch.utils.tensorboard import SummaryWriter
+
         self._folder = folder
-        self._rows: list[dict[str, float]] = []
-        self._board = SummaryWriter(str(folder / "tensorboard"))
+        self._rows = [row for row in _read(folder) if row["epoch"] <= epochs]
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=epochs + 1)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._board.close()
+    def __exit__(self, kind: object, *error: object) -> None:
+        try:
+            self._board.close()
+        except OSError:
+            # A full disk has been reported already, by what could not be written before.
+            if kind is None:
+                raise
 
     def add(self, epoch: int, step: int, figures: Mapping[str, float]) -> None:
         """Write the figures of an epoch that ended at a step."""
@@ -39,6 +56,21 @@ class Curves:
             self._board.add_scalar(name, value, epoch)
         self._board.flush()
 
+    def add_pictures(self, name: str, epoch: int, pictures: Sequence[Image.Image]) -> None:
+        """Show pictures, such as predictions, side by side."""
+        if not pictures:
+            return
+        pixels = np.concatenate([np.asarray(picture.convert("RGB")) for picture in pictures], 1)
+        self._board.add_image(name, pixels, epoch, dataformats="HWC")
+
+    def add_choices(self, choices: Mapping[str, Any], figures: Mapping[str, float]) -> None:
+        """Write the hyper-parameters beside what they led to."""
+        plain = {
+            name: value if isinstance(value, bool | int | float | str) else str(value)
+            for name, value in choices.items()
+        }
+        self._board.add_hparams(plain, dict(figures), run_name=".")
+
 
 def read_curves(folder: Path) -> list[dict[str, float]]:
     """The rows of a run's `metrics.csv`.
@@ -46,8 +78,18 @@ def read_curves(folder: Path) -> list[dict[str, float]]:
     Raises:
         ValueError: the run has none yet.
     """
+    rows = _read(folder)
+    if not rows:
+        raise ValueError(f"{folder / 'metrics.csv'}: this run has no metrics yet")
+    return rows
+
+
+def _read(folder: Path) -> list[dict[str, float]]:
     path = folder / "metrics.csv"
     if not path.is_file():
-        raise ValueError(f"{path}: this run has no metrics yet")
+        return []
     with path.open(newline="") as file:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+        return [
+            {key: int(value) if key in _COUNTS else float(value) for key, value in row.items()}
+            for row in csv.DictReader(file)
+        ]

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -30,3 +35,37 @@ def find_device(wanted: str = "auto") -> torch.device:
     if not available[kind]:
         raise ValueError(f"this machine has no {wanted} device that torch can use: use auto or cpu")
     return torch.device(wanted)
+
+
+@contextmanager
+def determinism(wanted: bool) -> Iterator[None]:
+    """Only operators that give the same bits each time; torch names the ones that can't.
+
+    A CPU does so anyway, given the same number of threads.
+    """
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.backends.cudnn.benchmark = benchmark
+
+
+def check_compiler(device: torch.device) -> None:
+    """Make sure that `torch.compile` can work.
+
+    Raises:
+        ValueError: there is no C++ compiler to build CPU code with.
+    """
+    names = [name for name in (os.environ.get("CXX"), "g++", "clang++", "cl") if name]
+    if device.type == "cpu" and not any(shutil.which(name) for name in names):
+        raise ValueError(
+            "compile=true needs a C++ compiler (g++ or clang++) for the CPU: install one"
+        )

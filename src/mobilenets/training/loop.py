@@ -1,25 +1,27 @@
-"""The training loop: forward, backward, clip, step, schedule, average, evaluate, save."""
+"""The training loop: steps, evaluations and saves, in one order that any interruption keeps."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 
 import torch
-from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor
 
-from mobilenets.data.progress import format_seconds, progress
-from mobilenets.training.checkpoint import write_training_state, write_weights
+from mobilenets.data.progress import format_seconds, progress, say
+from mobilenets.training.checkpoint import write_weights
 from mobilenets.training.curves import Curves
-from mobilenets.training.evaluation import evaluate
-from mobilenets.training.memory import keep_freed_memory
-from mobilenets.training.model_card import write_model_card
-from mobilenets.training.optimizers import build_optimizer, build_schedule
+from mobilenets.training.device import determinism
+from mobilenets.training.plan import Plan, Standing
+from mobilenets.training.processes import ALONE, Processes
 from mobilenets.training.recipe import Recipe
 from mobilenets.training.run import Run
+from mobilenets.training.session import Session, flat
+from mobilenets.training.stages import Stages
 from mobilenets.training.task import TrainingData
+
+SAVE_EVERY = 60.0
 
 
 def train(
@@ -28,109 +30,122 @@ def train(
     recipe: Recipe,
     device: torch.device,
     *,
-    report: Callable[[str], None] = print,
-) -> Run:
-    """Train a new run's model and keep its best and its last epoch.
+    weights: Mapping[str, Tensor] | None = None,
+    resume: bool = False,
+    processes: Processes = ALONE,
+    stop: Callable[[], bool] = lambda: False,
+    save_every: float = SAVE_EVERY,
+    already: float = 0.0,
+    report: Callable[[str], None] = say,
+) -> bool:
+    """Train a run's model, keep its best and its last epoch; whether training is over.
+
+    What a step computes depends on the seed and the step alone, so a run that goes on from
+    `state.pt` repeats what it would have done, on a CPU to the bit.
 
     Args:
-        run: a folder made by `Run.create`.
+        run: a folder made by `Run.create`, or one to go on with.
         data: from the run's task.
+        weights: to start from, by name; what is not among them starts at random.
+        resume: go on from `state.pt`, or from the beginning where there is none yet.
+        processes: this process among those that train together.
+        stop: asked after each step; when it says so, the state is saved and training left.
+        save_every: seconds between two saves within an epoch.
+        already: seconds spent before, which count for the recipe's `max_seconds`.
         report: called with one line an epoch.
 
     Raises:
-        ValueError: the loss is no longer a number; the last good epoch is kept.
+        ValueError: the loss is no longer a number (the last good state is kept), or the recipe
+            asks for what is not there.
+        OSError: the disk is full; the last good state is kept.
     """
-    torch.manual_seed(recipe.seed)
-    keep_freed_memory()
-    task = run.task
-    model = task.build_model(run.spec, recipe).to(device).to(memory_format=torch.channels_last)
-    optimizer = build_optimizer(model, recipe.optimizer)
-    steps = recipe.epochs * len(data.train)
-    schedule = build_schedule(optimizer, steps, recipe.schedule)
-    average = _average(model, recipe)
-    best: dict[str, float] = {}
-    started = time.monotonic()
-
-    with Curves(run.folder) as curves:
-        for epoch in range(1, recipe.epochs + 1):
-            model.train()
-            loss_sum = torch.zeros((), device=device)
-            epoch_started = time.monotonic()
-            with progress(f"epoch {epoch}/{recipe.epochs}", data.train.images) as advance:
-                for batch in data.train.batches(epoch):
-                    batch = batch.to(device)
-                    with torch.autocast(
-                        device.type, torch.bfloat16, enabled=recipe.precision == "bf16"
+    with determinism(recipe.deterministic):
+        session = Session(run, data, recipe, device, processes, weights)
+        if resume:
+            session.load(run.folder / "state.pt")
+        standing = session.standing
+        plan = Plan(recipe, data.train.images, len(data.train), already)
+        plan.start(standing)
+        if plan.finished(standing) or session.stale():
+            report("nothing is left to train: the plan is done (--epochs N goes on)")
+        saved = time.monotonic()
+        with _curves(run, standing, processes) as curves:
+            while not (plan.finished(standing) or session.stale()):
+                stages, stopped = Stages(), False
+                with progress(_title(standing, recipe), data.train.images) as advance:
+                    advance(standing.images)
+                    for batch in data.train.batches(
+                        standing.epoch, standing.position, processes.shard
                     ):
-                        losses = task.loss(model, batch, recipe)
-                    losses["loss"].backward()  # type: ignore[no-untyped-call]
-                    if recipe.clip_norm is not None:
-                        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
-                    optimizer.step()
-                    schedule.step()
-                    optimizer.zero_grad()
-                    if average is not None:
-                        average.update_parameters(model)
-                    loss_sum += losses["loss"].detach() * len(batch)
-                    advance(len(batch))
-            train_loss = loss_sum.item() / data.train.images
-            speed = data.train.images / (time.monotonic() - epoch_started)
-            if not math.isfinite(train_loss):
-                raise ValueError(
-                    f"the loss is no longer a number in epoch {epoch}: lower the learning rate "
-                    f"({recipe.optimizer.lr:g}) or set clip_norm; {run.folder} keeps what was good"
-                )
-
-            trained = model if average is None else average.module
-            figures = evaluate(task, trained, data.val, device, what="validating")
-            curves.add(
-                epoch,
-                epoch * len(data.train),
-                {
-                    "train/loss": train_loss,
-                    "train/lr": optimizer.param_groups[0]["lr"],
-                    "train/images_per_second": speed,
-                    "seconds": time.monotonic() - started,
-                    **{f"val/{name}": value for name, value in figures.items()},
-                },
-            )
-            if _better(figures, best, task.monitor):
-                best = {"epoch": epoch, **figures}
-                write_weights(run.folder / "model.safetensors", trained.state_dict())
-                run.config["metrics"] = best
-                run.save_config()
-                write_model_card(run, recipe)
-            write_weights(run.folder / "last" / "model.safetensors", trained.state_dict())
-            write_training_state(
-                run.folder / "state.pt",
-                {
-                    "epoch": epoch,
-                    "model": model.state_dict(),
-                    "average": None if average is None else average.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "schedule": schedule.state_dict(),
-                    "random": torch.get_rng_state(),
-                },
-            )
-            left = (time.monotonic() - started) / epoch * (recipe.epochs - epoch)
-            report(
-                f"epoch {epoch}/{recipe.epochs}  train loss {train_loss:.3f}  "
-                f"val loss {figures['loss']:.3f}  "
-                f"val {task.monitor} {100 * figures[task.monitor]:.2f} %  "
-                f"{speed:,.0f} images/s  {format_seconds(left)} left"
-            )
-    return run
+                        stages.lap("data")
+                        started = time.monotonic()
+                        session.step(batch, plan.factor(standing), stages)
+                        plan.stepped(standing, time.monotonic() - started)
+                        standing.share = processes.first_says(standing.share, device)
+                        advance(batch.whole, str(stages))
+                        due = time.monotonic() - saved > save_every
+                        stopped, due = processes.any_of((stop(), due), device)
+                        if stopped or plan.finished(standing):
+                            break
+                        if due:
+                            session.save()
+                            saved = time.monotonic()
+                            stages.restart()
+                if standing.position == len(data.train) or plan.finished(standing):
+                    line = _end_epoch(session, plan, stages, curves)
+                    report(f"{_title(standing, recipe)}  {line}")
+                    standing.next_epoch()
+                session.save()
+                saved = time.monotonic()
+                if stopped:
+                    break
+            over = plan.finished(standing) or session.stale()
+            if over and curves is not None and standing.best:
+                best = {f"best/{name}": value for name, value in standing.best.items()}
+                curves.add_choices(flat(recipe.model_dump()), best)
+    return over
 
 
-def _average(model: nn.Module, recipe: Recipe) -> AveragedModel | None:
-    if recipe.ema_decay is None:
-        return None
-    average = get_ema_multi_avg_fn(recipe.ema_decay)  # type: ignore[no-untyped-call]
-    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+def _end_epoch(session: Session, plan: Plan, stages: Stages, curves: Curves | None) -> str:
+    """Evaluate, write curves and weights, and give a line about the epoch."""
+    standing, run = session.standing, session.run
+    figures = session.train_figures()
+    started = time.monotonic()
+    val, metrics = session.evaluate()
+    plan.evaluated(time.monotonic() - started)
+    better = session.judge(val)
+    speed = stages.images_per_second()
+    if curves is not None:
+        curves.add(
+            standing.epoch,
+            standing.step,
+            {
+                **figures,
+                "train/lr": session.optimizer.param_groups[0]["lr"],
+                "train/images_per_second": speed,
+                **{f"time/{stage}": share for stage, share in stages.shares().items()},
+                "seconds": plan.seconds,
+                **val,
+            },
+        )
+        if better:
+            session.keep_best(metrics)
+            curves.add_pictures("val/predictions", standing.epoch, session.samples())
+        write_weights(run.folder / "last" / "model.safetensors", session.trained.state_dict())
+    monitor = run.task.monitor
+    raw = f" (raw {100 * val[f'val_raw/{monitor}']:.2f})" if f"val_raw/{monitor}" in val else ""
+    return (
+        f"train loss {figures['train/loss']:.3f}  val loss {val['val/loss']:.3f}  "
+        f"val {monitor} {100 * val[f'val/{monitor}']:.2f} %{raw}  {speed:,.0f} images/s  "
+        f"({stages})  {format_seconds(plan.seconds_left(standing))} left"
+    )
 
 
-def _better(figures: dict[str, float], best: dict[str, float], monitor: str) -> bool:
-    """More of the monitored figure; at a tie, which small validation sets often give, less loss."""
-    if not best:
-        return True
-    return (figures[monitor], -figures["loss"]) > (best[monitor], -best["loss"])
+def _title(standing: Standing, recipe: Recipe) -> str:
+    if recipe.max_seconds is not None:
+        return f"epoch {standing.epoch} ({100 * standing.share:.0f} % of the plan)"
+    return f"epoch {standing.epoch}/{recipe.epochs}"
+
+
+def _curves(run: Run, standing: Standing, processes: Processes) -> Curves | nullcontext[None]:
+    return Curves(run.folder, standing.epoch - 1) if processes.first else nullcontext()

@@ -3,44 +3,75 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-_STRICT = ConfigDict(frozen=True, extra="forbid")
+_STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class OptimizerChoice(BaseModel):
-    """Optimiser and its numbers; weight decay reaches no depthwise filter, batch norm or bias."""
+    """Optimiser and its numbers.
+
+    Weight decay reaches no batch norm, no bias and, unless asked, no depthwise filter. It is part of
+    the gradient for `sgd`, `adam` and `rmsprop`, and apart from it for `adamw`. `rmsprop` is
+    TensorFlow's, see `training.optimizers.RMSpropTF`.
+    """
 
     model_config = _STRICT
-    name: Literal["sgd", "adamw"] = "sgd"
-    lr: float = Field(default=0.05, gt=0)
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    nesterov: bool = True
-    beta2: float = Field(default=0.999, ge=0, lt=1)
+    name: Literal["sgd", "adam", "adamw", "rmsprop"] = "sgd"
+    lr: float = Field(default=0.05, gt=0, description="peak learning rate")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="beta1 of adam and adamw")
+    nesterov: bool = Field(default=True, description="sgd only")
+    beta2: float = Field(default=0.999, ge=0, lt=1, description="adam, adamw; decay of rmsprop")
+    epsilon: float = Field(default=1e-8, gt=0, description="adam, adamw, rmsprop")
     weight_decay: float = Field(default=5e-4, ge=0)
+    decay_depthwise: bool = Field(default=False, description="weight decay on depthwise filters")
+    head_lr: float = Field(default=1.0, gt=0, description="times lr, for all that is not the body")
+    norm_bias_lr: float = Field(default=1.0, gt=0, description="times lr, for batch norm's shift")
 
 
 class ScheduleChoice(BaseModel):
-    """Learning rate over the steps: a linear warm-up, then down to `final` times the peak."""
+    """Learning rate over the steps: a linear warm-up, then down.
+
+    `linear` and `cosine` go down to `final` times the peak; `exponential` multiplies by `factor`
+    every `every` epochs, in stairs.
+    """
 
     model_config = _STRICT
-    name: Literal["constant", "linear", "cosine"] = "cosine"
+    name: Literal["constant", "linear", "cosine", "exponential"] = "cosine"
     warmup: float = Field(default=0.1, ge=0, lt=1, description="share of all steps")
     final: float = Field(default=0.0, ge=0, le=1)
+    factor: float = Field(default=0.94, gt=0, le=1)
+    every: float = Field(default=2.5, gt=0, description="epochs")
 
 
 class AugmentationChoice(BaseModel):
-    """Random changes to training images."""
+    """Random changes to training images; shares are of the side or the area."""
 
     model_config = _STRICT
     mirror: bool = True
+    alternate: bool = Field(default=False, description="mirror each image every second epoch")
     shift: float = Field(default=0.0, ge=0, lt=1, description="share of the side; small images")
     min_area: float = Field(default=1.0, gt=0, le=1, description="smallest random crop; photos")
+    cutout: float = Field(default=0.0, ge=0, lt=1, description="side of a grey square")
+    colour: float = Field(default=0.0, ge=0, le=1, description="change of brightness, saturation")
+    randaugment: int | None = Field(default=None, ge=0, le=30, description="magnitude")
+    randaugment_share: float = Field(default=0.5, ge=0, le=1, description="of images changed")
+    mixup: float = Field(default=0.0, ge=0, description="alpha; 0 is off")
+    cutmix: float = Field(default=0.0, ge=0, description="alpha; 0 is off")
+
+
+class EarlyStopping(BaseModel):
+    """End when a validation figure has not improved for `patience` epochs."""
+
+    model_config = _STRICT
+    metric: str = "loss"
+    patience: int = Field(default=10, ge=1)
 
 
 class Recipe(BaseModel):
@@ -53,33 +84,62 @@ class Recipe(BaseModel):
     model_config = _STRICT
     name: str
     epochs: int = Field(ge=1)
-    batch_size: int = Field(default=64, ge=2)
+    max_seconds: float | None = Field(
+        default=None, gt=0, description="plan the schedule to end by then, instead of by epochs"
+    )
+    batch_size: int = Field(default=64, ge=2, description="images a step, over all processes")
+    accumulate: int = Field(default=1, ge=1, description="pieces a batch is worked through in")
+    drop_last: bool = Field(default=False, description="leave an incomplete last batch out")
     optimizer: OptimizerChoice = OptimizerChoice()
     schedule: ScheduleChoice = ScheduleChoice()
     augmentation: AugmentationChoice = AugmentationChoice()
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    class_weights: bool = Field(default=False, description="weigh rare classes up")
+    outputs: int | None = Field(default=None, ge=1, description="logits; as many as classes")
     dropout: float = Field(default=0.001, ge=0, lt=1)
+    batch_norm_momentum: float = Field(default=0.1, gt=0, le=1)
+    dirac: bool = Field(default=False, description="pointwise layers start as the identity")
+    whiten: bool = Field(default=False, description="first layer whitens patches and is frozen")
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     clip_norm: float | None = Field(default=None, gt=0)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: bool = False
+    deterministic: bool = False
+    early_stopping: EarlyStopping | None = None
     held_out: float = Field(default=0.1, gt=0, lt=1, description="share without a val split")
     seed: int = Field(default=0, ge=0)
     expected: str = Field(default="", description="the result it reached, and on what")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.accumulate > self.batch_size:
+            raise ValueError(
+                f"accumulate is {self.accumulate}: at most batch_size, {self.batch_size}"
+            )
+        return self
 
     def override(self, changes: Mapping[str, Any]) -> Recipe:
         """A copy with some values changed, `optimizer.lr` and the like as keys.
 
         Raises:
-            ValueError: names the key, the value, and the nearest valid key.
+            ValueError: names the key, the value, and the nearest valid one.
         """
         values = self.model_dump()
         for key, value in changes.items():
+            parsed = _parsed(value, key)
             inner = values
+            choices: type[BaseModel] = type(self)
             *path, last = key.split(".")
             for step in path:
-                inner = _step_into(inner, step, key)
-            _check_key(last, inner, key)
-            inner[last] = yaml.safe_load(value) if isinstance(value, str) else value
+                _check_key(step, choices, key)
+                inner_choices = _choices_below(choices, step)
+                if inner_choices is None:
+                    raise ValueError(f"recipe: {key} does not exist, {step} holds a single value")
+                if inner[step] is None:
+                    inner[step] = {}
+                inner, choices = inner[step], inner_choices
+            _check_key(last, choices, key)
+            inner[last] = parsed
         return _validated(values)
 
     def to_yaml(self) -> str:
@@ -112,25 +172,59 @@ def find_recipe(wanted: str, recipes: Mapping[str, Recipe]) -> Recipe:
         return recipes[wanted]
     if Path(wanted).suffix in (".yaml", ".yml") or Path(wanted).is_file():
         return read_recipe(Path(wanted))
-    close = difflib.get_close_matches(wanted, recipes, n=1, cutoff=0)[0]
     raise ValueError(
         f"unknown recipe {wanted!r}: the recipes are {', '.join(recipes)}, or a YAML file; "
-        f"nearest: {close}"
+        f"nearest: {_nearest(wanted, recipes)}"
     )
 
 
-def _step_into(values: dict[str, Any], step: str, key: str) -> dict[str, Any]:
-    _check_key(step, values, key)
-    inner = values[step]
-    if not isinstance(inner, dict):
-        raise ValueError(f"recipe: {key} does not exist, {step} holds a single value")
-    return inner
+def parse_seconds(text: str) -> float:
+    """Seconds from `90s`, `20m`, `1h30m` or plain seconds.
+
+    Raises:
+        ValueError: it is no such time, or none at all.
+
+    >>> parse_seconds("20m"), parse_seconds("1h30m"), parse_seconds("90")
+    (1200.0, 5400.0, 90.0)
+    """
+    number = r"(\d+(?:\.\d+)?)"
+    units = re.fullmatch(rf"(?:{number}h)?(?:{number}m)?(?:{number}s?)?", text.strip().lower())
+    seconds = 0.0
+    if units is not None:
+        for value, unit in zip(units.groups(), (3600, 60, 1), strict=True):
+            seconds += float(value or 0) * unit
+    if not seconds:
+        raise ValueError(f"{text!r} is not a time: write 90s, 20m or 1h30m")
+    return seconds
 
 
-def _check_key(name: str, values: Mapping[str, Any], key: str) -> None:
-    if name not in values:
-        close = difflib.get_close_matches(name, values, n=1, cutoff=0)[0]
-        raise ValueError(f"recipe: there is no key {key!r}; nearest: {close}")
+def _parsed(value: Any, key: str) -> Any:
+    try:
+        return yaml.safe_load(value) if isinstance(value, str) else value
+    except yaml.YAMLError:
+        raise ValueError(f"recipe: {key} is {value!r}, which can't be read as a value") from None
+
+
+def _choices_below(choices: type[BaseModel], name: str) -> type[BaseModel] | None:
+    """The set of choices that stands under a key, if it is not a single value."""
+    annotation = choices.model_fields[name].annotation
+    for kind in (annotation, *getattr(annotation, "__args__", ())):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None
+
+
+def _check_key(name: str, choices: type[BaseModel], key: str) -> None:
+    if name not in choices.model_fields:
+        prefix = key[: key.rfind(name)]
+        raise ValueError(
+            f"recipe: there is no key {key!r}; "
+            f"nearest: {prefix}{_nearest(name, choices.model_fields)}"
+        )
+
+
+def _nearest(wanted: str, known: Mapping[str, Any] | list[str]) -> str:
+    return difflib.get_close_matches(wanted, list(known), n=1, cutoff=0)[0]
 
 
 def _validated(values: Mapping[str, Any]) -> Recipe:
@@ -138,12 +232,21 @@ def _validated(values: Mapping[str, Any]) -> Recipe:
         return Recipe.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            choices: type[BaseModel] = Recipe
-            for step in first["loc"][:-1]:
-                choices = type(getattr(Recipe.model_validate({"name": "", "epochs": 1}), str(step)))
-            names = list(choices.model_fields)
-            close = difflib.get_close_matches(str(first["loc"][-1]), names, n=1, cutoff=0)[0]
-            raise ValueError(f"recipe: there is no key {key!r}; nearest: {close}") from None
-        raise ValueError(f"recipe: {key} is {first['input']!r}: {first['msg']}") from None
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        choices: type[BaseModel] = Recipe
+        for step in first["loc"][:-1]:
+            choices = _choices_below(choices, str(step)) or choices
+        _check_key(str(first["loc"][-1]), choices, key)
+    reason = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "literal_error":
+        reason += f"; nearest: {_nearest(str(first['input']), _literals(first['ctx']['expected']))}"
+    if first["type"] == "missing":
+        raise ValueError(f"recipe: {key} is missing")
+    if not key:
+        raise ValueError(f"recipe: {reason}")
+    raise ValueError(f"recipe: {key} is {first['input']!r}: {reason}")
+
+
+def _literals(expected: str) -> list[str]:
+    return re.findall(r"'([^']+)'", expected)

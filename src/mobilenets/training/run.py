@@ -1,7 +1,7 @@
 """The run folder: all that a trained model needs to be used without a flag.
 
 `model.safetensors` holds the best epoch's weights and `last/model.safetensors` the last one's,
-`state.pt` what training needs to go on, `config.json` the model, task, preprocessing, data and
+`validation.json` what the best epoch's figures are made of, `state.pt` what training needs to go on, `config.json` the model, task, preprocessing, data and
 metrics, `recipe.yaml` the recipe, `metrics.csv` and `tensorboard/` the curves, `README.md` the
 model card.
 """
@@ -28,7 +28,7 @@ from mobilenets.architecture.spec import MobileNetSpec
 from mobilenets.data.images import find_images, image_to_tensor, read_image
 from mobilenets.data.transforms import fit, normalise
 from mobilenets.training.checkpoint import write_aside, write_json
-from mobilenets.training.recipe import Recipe
+from mobilenets.training.recipe import Recipe, read_recipe
 from mobilenets.training.registry import find_task
 from mobilenets.training.task import Prediction, Task
 from mobilenets.weights.state import load_strictly, read_safetensors
@@ -82,21 +82,19 @@ class Run:
         data: Mapping[str, Any],
         *,
         overwrite: bool = False,
+        write: bool = True,
     ) -> Self:
         """Start a run in a new or empty folder.
 
         Args:
             data: where the data came from, to find and know it again.
             overwrite: replace a run that is there already; nothing but a run is ever replaced.
+            write: whether to touch the disk; of several processes that train together, one does.
 
         Raises:
             ValueError: the folder holds something.
         """
         folder = Path(folder)
-        check_free(folder, overwrite=overwrite)
-        if folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True)
         config = {
             "format": FORMAT,
             "model": str(spec),
@@ -115,9 +113,27 @@ class Run:
             },
         }
         run = cls(folder, config, task, spec)
-        write_aside(folder / "recipe.yaml", recipe.to_yaml().encode())
-        run.save_config()
+        if write:
+            check_free(folder, overwrite=overwrite)
+            if folder.exists():
+                shutil.rmtree(folder)
+            folder.mkdir(parents=True)
+            run.save_recipe(recipe)
+            run.save_config()
         return run
+
+    def save_recipe(self, recipe: Recipe) -> None:
+        """Write `recipe.yaml`."""
+        write_aside(self.folder / "recipe.yaml", recipe.to_yaml().encode())
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe that the run trains by.
+
+        Raises:
+            ValueError: `recipe.yaml` is missing or damaged.
+        """
+        return read_recipe(self.folder / "recipe.yaml")
 
     def save_config(self) -> None:
         """Write `config.json`."""

@@ -17,6 +17,8 @@ from mobilenets.architecture.spec import MobileNetSpec
 from mobilenets.data.loaders import Batch, Loader, OnBadImage
 from mobilenets.training.recipe import Recipe
 
+LOWER_IS_BETTER = frozenset({"loss", "calibration_error"})
+
 
 class Prediction(ABC):
     """What a model says about one image."""
@@ -37,7 +39,10 @@ class Metrics(Protocol):
         """Count one batch."""
 
     def compute(self) -> dict[str, float]:
-        """The figures by name; shares, not percent."""
+        """The figures by name, over all processes; shares, not percent."""
+
+    def details(self) -> dict[str, Any]:
+        """What is more than one number, such as a confusion matrix; after `compute`."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +61,13 @@ class TrainingData:
 class Task(ABC):
     """A head, a loss, data and a metric for the one backbone.
 
-    `monitor` names the metric that decides which epoch is best (more is better).
+    `figures` names what its metrics compute, and `monitor` the one that decides which epoch is best
+    (more is better).
     """
 
     name: ClassVar[str]
     monitor: ClassVar[str]
+    figures: ClassVar[tuple[str, ...]]
 
     @classmethod
     @abstractmethod
@@ -69,13 +76,21 @@ class Task(ABC):
 
     @classmethod
     @abstractmethod
-    def default_recipe(cls, spec: MobileNetSpec, where: str) -> Recipe:
+    def default_recipe(cls, spec: MobileNetSpec, where: str, *, pretrained: bool = False) -> Recipe:
         """The recipe for a model and data when none is named."""
 
     @classmethod
     @abstractmethod
-    def from_data(cls, where: str, spec: MobileNetSpec) -> Self:
-        """The task that a data set sets.
+    def from_data(
+        cls,
+        where: str,
+        spec: MobileNetSpec,
+        recipe: Recipe | None = None,
+        preprocessing: Preprocessing | None = None,
+    ) -> Self:
+        """The task that a data set sets, with what the recipe says of outputs and class weights.
+
+        The preprocessing follows from the specification, unless weights bring their own.
 
         Raises:
             ValueError: the data can't serve, in one sentence.
@@ -126,7 +141,10 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> dict[str, Tensor]:
-        """Losses of one batch; `loss` is the one that is minimised."""
+        """Means over one batch: `loss` is minimised, the others are shown as `train/NAME`.
+
+        The batch may be empty in one of several processes.
+        """
 
     @abstractmethod
     def metrics(self) -> Metrics:

@@ -16,6 +16,7 @@ from mobilenets.architecture.layer_rows import layers_of
 from mobilenets.architecture.preprocessing import Preprocessing
 from mobilenets.cost.count import count
 from mobilenets.cost.quantities import format_quantity
+from mobilenets.data.transforms import to_picture
 from mobilenets.deploy.parity import Parity
 from mobilenets.runtimes.timing import Timing
 from mobilenets.tasks.classification.analysis import Analysis, Mistake
@@ -150,13 +151,7 @@ def _shown(mistake: Mistake, run: Run) -> _Shown:
 
 def _data_uri(input_CHW: Tensor, preprocessing: Preprocessing) -> str:
     """The picture as the network saw it, enlarged where it is tiny."""
-    mean_C11 = input_CHW.new_tensor(preprocessing.mean)[:, None, None]
-    std_C11 = input_CHW.new_tensor(preprocessing.std)[:, None, None]
-    pixels_CHW = ((input_CHW * std_C11 + mean_C11) * 255).round().clamp(0, 255).byte()
-    if preprocessing.channels == "BGR":
-        pixels_CHW = pixels_CHW.flip(0)
-    pixels_HWC = pixels_CHW.permute(1, 2, 0).numpy()
-    picture = Image.fromarray(pixels_HWC[:, :, 0] if pixels_HWC.shape[2] == 1 else pixels_HWC)
+    picture = to_picture(input_CHW, preprocessing)
     scale = THUMBNAIL / max(picture.size)
     size = (round(picture.width * scale), round(picture.height * scale))
     sampling = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS

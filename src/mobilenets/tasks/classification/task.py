@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -15,11 +16,11 @@ from mobilenets.architecture.network import PAPER_DROPOUT, MobileNet
 from mobilenets.architecture.preprocessing import Preprocessing
 from mobilenets.architecture.spec import MobileNetSpec
 from mobilenets.data.loaders import SMALL_SIDE, Batch, Loader, OnBadImage, make_loader
-from mobilenets.data.sources import ALL, NAMED_SETS, Source, hold_out, open_source, relabel
+from mobilenets.data.sources import ALL, NAMED_SETS, Source, Split, hold_out, open_source, relabel
 from mobilenets.data.transforms import Distortion
-from mobilenets.tasks.classification.metrics import ClassificationMetrics
+from mobilenets.tasks.classification.metrics import FIGURES, ClassificationMetrics
 from mobilenets.tasks.classification.prediction import ClassPrediction, Guess
-from mobilenets.tasks.classification.recipes import DIGITS, PHOTOS, RECIPES, SMALL
+from mobilenets.tasks.classification.recipes import CIFAR, DIGITS, FINETUNE, MODERN, RECIPES
 from mobilenets.training.recipe import Recipe
 from mobilenets.training.task import Prediction, Task, TrainingData
 
@@ -35,10 +36,13 @@ class Classification(Task):
         labels: class names by index.
         preprocessing: how an image becomes the input.
         source: the data, where the task is made for training.
+        outputs: logits of the network, where they are more than the labels.
+        class_weights_K: what each class counts in the training loss, 1 on average over the images.
     """
 
     name: ClassVar[str] = "classification"
     monitor: ClassVar[str] = "top1"
+    figures: ClassVar[tuple[str, ...]] = FIGURES
 
     def __init__(
         self,
@@ -46,7 +50,11 @@ class Classification(Task):
         preprocessing: Preprocessing,
         source: Source | None = None,
         warnings: Sequence[str] = (),
+        outputs: int | None = None,
+        class_weights_K: Tensor | None = None,
     ) -> None:
+        self.outputs = outputs or len(labels)
+        self._class_weights_K = class_weights_K
         self._labels = tuple(labels)
         self._preprocessing = preprocessing
         self._source = source
@@ -57,14 +65,27 @@ class Classification(Task):
         return RECIPES
 
     @classmethod
-    def default_recipe(cls, spec: MobileNetSpec, where: str) -> Recipe:
+    def default_recipe(cls, spec: MobileNetSpec, where: str, *, pretrained: bool = False) -> Recipe:
+        if pretrained:
+            return FINETUNE
         if where == "digits":
             return DIGITS
-        return SMALL if max(spec.height, spec.across) <= SMALL_SIDE else PHOTOS
+        return CIFAR if max(spec.height, spec.across) <= SMALL_SIDE else MODERN
 
     @classmethod
-    def from_data(cls, where: str, spec: MobileNetSpec) -> Self:
+    def from_data(
+        cls,
+        where: str,
+        spec: MobileNetSpec,
+        recipe: Recipe | None = None,
+        preprocessing: Preprocessing | None = None,
+    ) -> Self:
         source = open_source(where)
+        outputs = recipe.outputs if recipe is not None else None
+        if outputs is not None and outputs < len(source.labels):
+            raise ValueError(
+                f"recipe: outputs is {outputs}, but {where} has {len(source.labels)} classes"
+            )
         if spec.input_channels not in _CHANNELS:
             raise ValueError(
                 f"images have 1 (grey), 3 (RGB) or 4 (RGBA) channels, not {spec.input_channels}"
@@ -76,7 +97,7 @@ class Classification(Task):
                 "a total stride of s16 or s8 keeps more"
             )
         small = max(spec.height, spec.across) <= SMALL_SIDE
-        preprocessing = Preprocessing(
+        preprocessing = preprocessing or Preprocessing(
             height=spec.height,
             width=spec.across,
             channels=_CHANNELS[spec.input_channels],  # type: ignore[arg-type]
@@ -85,14 +106,18 @@ class Classification(Task):
             mean=(0.5,) * spec.input_channels,
             std=(0.5,) * spec.input_channels,
         )
-        return cls(source.labels, preprocessing, source, warnings)
+        weights_K = None
+        if recipe is not None and recipe.class_weights:
+            weights_K = class_weights(_training_part(source).targets, outputs or len(source.labels))
+        return cls(source.labels, preprocessing, source, warnings, outputs, weights_K)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], preprocessing: Preprocessing) -> Self:
-        return cls(values["labels"], preprocessing)
+        return cls(values["labels"], preprocessing, outputs=values.get("outputs"))
 
     def to_dict(self) -> dict[str, Any]:
-        return {"labels": list(self._labels)}
+        more = {} if self.outputs == len(self._labels) else {"outputs": self.outputs}
+        return {"labels": list(self._labels), **more}
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -104,17 +129,18 @@ class Classification(Task):
 
     def build_model(self, spec: MobileNetSpec, recipe: Recipe | None = None) -> nn.Module:
         dropout = PAPER_DROPOUT if recipe is None else recipe.dropout
-        return MobileNet(spec, len(self._labels), dropout=dropout)
+        return MobileNet(spec, self.outputs, dropout=dropout)
 
     def build_data(self, recipe: Recipe, *, on_bad_image: OnBadImage) -> TrainingData:
         source = self._source
         assert source is not None, "a task read back from a run trains on no data"
-        train = source.splits["train"] if "train" in source.splits else source.split(ALL)
+        train = _training_part(source)
         record: dict[str, Any] = {
             "where": source.where
             if source.where in NAMED_SETS
             else str(Path(source.where).resolve()),
             "fingerprint": source.fingerprint(),
+            "train_fingerprint": train.fingerprint(),
         }
         val = source.splits.get("val")
         if val is None:
@@ -124,18 +150,17 @@ class Classification(Task):
                 "seed": recipe.seed,
                 "held_out_fingerprint": val.fingerprint(),
             }
-        augmentation = recipe.augmentation
-        distortion = Distortion(
-            mirror=augmentation.mirror and source.mirror,
-            shift=augmentation.shift,
-            min_area=augmentation.min_area,
-        )
+        # The recipe's choices and the loader's distortions have the same names.
+        choices = recipe.augmentation.model_dump()
+        choices["mirror"] = recipe.augmentation.mirror and source.mirror
+        distortion = Distortion(**choices, outputs=self.outputs)
         train_loader, bad_train = make_loader(
             train,
             self._preprocessing,
             recipe.batch_size,
             distortion,
             recipe.seed,
+            drop_last=recipe.drop_last,
             what="training images",
             on_bad_image=on_bad_image,
         )
@@ -147,7 +172,13 @@ class Classification(Task):
             on_bad_image=on_bad_image,
         )
         skipped = [*bad_train, *bad_val]
-        record |= {"train_images": len(train) - len(bad_train), "skipped": skipped}
+        if not len(train_loader):
+            raise ValueError(f"{source.where}: one image is too few to train on")
+        record |= {
+            "train_images": len(train) - len(bad_train),
+            "skipped": skipped,
+            "on_bad_image": on_bad_image,
+        }
         return TrainingData(
             train=train_loader,
             val=val_loader,
@@ -172,8 +203,7 @@ class Classification(Task):
         )
         part = None
         if own and "held_out" in record and name in ("val", ALL):
-            whole = source.splits["train"] if "train" in source.splits else source.split(ALL)
-            _, held = hold_out(whole, record["held_out"], record["seed"])
+            _, held = hold_out(_training_part(source), record["held_out"], record["seed"])
             # Another folder may have as many images of each class.
             own = held.fingerprint() == record["held_out_fingerprint"]
             if own:
@@ -195,17 +225,28 @@ class Classification(Task):
         return name, loader, (*warnings, *(f"left out: {problem}" for problem in skipped))
 
     def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> dict[str, Tensor]:
-        logits_NK = model(batch.images_NCHW)
-        smoothing = recipe.label_smoothing
-        return {"loss": F.cross_entropy(logits_NK, batch.targets_N, label_smoothing=smoothing)}
+        logits_NK, targets_N = model(batch.images_NCHW), batch.targets_N
+        losses_N = F.cross_entropy(
+            logits_NK, targets_N, label_smoothing=recipe.label_smoothing, reduction="none"
+        )
+        if self._class_weights_K is not None:
+            weights_K = self._class_weights_K.to(losses_N)
+            mixed = targets_N.is_floating_point()
+            losses_N = losses_N * (targets_N @ weights_K if mixed else weights_K[targets_N])
+        classes_N = targets_N.argmax(1) if targets_N.is_floating_point() else targets_N
+        right_N = (logits_NK.detach().argmax(1) == classes_N).float()
+        count = max(1, len(batch))
+        return {"loss": losses_N.sum() / count, "top1": right_N.sum() / count}
 
     def metrics(self) -> ClassificationMetrics:
-        return ClassificationMetrics(len(self._labels))
+        return ClassificationMetrics(self._labels, self.outputs)
 
     def decode(self, outputs: NDArray[np.float32]) -> list[Prediction]:
         logits_NK = outputs.astype(np.float64)
         scores_NK = np.exp(logits_NK - logits_NK.max(axis=1, keepdims=True))
         scores_NK /= scores_NK.sum(axis=1, keepdims=True)
+        # Outputs beyond the labels take their share of probability, but have no name to give.
+        scores_NK = scores_NK[:, : len(self._labels)]
         best_N5 = np.argsort(-scores_NK, axis=1, kind="stable")[:, :TOP]
         return [
             ClassPrediction(
@@ -213,6 +254,21 @@ class Classification(Task):
             )
             for scores_K, best_5 in zip(scores_NK, best_N5, strict=True)
         ]
+
+
+def class_weights(targets_N: NDArray[np.int64], outputs: int) -> Tensor:
+    """Weights by which every class counts the same in all, 1 on average over the images.
+
+    >>> class_weights(np.array([0, 0, 0, 1]), 2)
+    tensor([0.6667, 2.0000])
+    """
+    counts_K = np.bincount(targets_N, minlength=outputs)
+    present = np.count_nonzero(counts_K)
+    return torch.from_numpy(len(targets_N) / (present * counts_K.clip(1))).float()
+
+
+def _training_part(source: Source) -> Split:
+    return source.splits["train"] if "train" in source.splits else source.split(ALL)
 
 
 TASK = Classification

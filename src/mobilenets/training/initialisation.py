@@ -1,0 +1,68 @@
+"""What a recipe changes about a new network before the first step.
+
+Shapes: N images, C channels, H height, W width, P patches.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mobilenets.data.loaders import Loader
+from mobilenets.training.recipe import Recipe
+
+WHITENING_IMAGES = 5000
+
+
+def prepare(model: nn.Module, recipe: Recipe) -> None:
+    """Set batch norm's momentum, and start pointwise layers as the identity, as a recipe says.
+
+    The identity (Dirac) start copies input channel i to output channel i and leaves the further
+    outputs as they were (airbench94).
+    """
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = recipe.batch_norm_momentum
+        if recipe.dirac and isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
+            with torch.no_grad():
+                same = min(module.weight.shape[:2])
+                module.weight[:same] = torch.eye(same, module.weight.shape[1])[:, :, None, None]
+
+
+def freeze_first_layer(model: nn.Module) -> nn.Conv2d:
+    """Take the first convolution out of training.
+
+    Raises:
+        ValueError: the model has no full convolution.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.groups == 1:
+            module.weight.requires_grad_(False)
+            return module
+    raise ValueError("whiten: this model has no first convolution to set")
+
+
+def whiten(layer: nn.Conv2d, loader: Loader) -> None:
+    """Set a layer's filters to those that whiten the patches of training images (airbench94).
+
+    The filters are the eigenvectors of the patches' covariance, strongest first, each divided by
+    the root of its eigenvalue, and then the same negated, since a ReLU would lose half of each.
+    Filters beyond these keep their random start.
+    """
+    patches: list[Tensor] = []
+    images = 0
+    for batch in loader.batches(0):
+        patches_NPC = F.unfold(batch.images_NCHW, layer.kernel_size, padding=1).transpose(1, 2)
+        patches.append(patches_NPC.flatten(0, 1)[::4])
+        images += len(batch)
+        if images >= WHITENING_IMAGES:
+            break
+    patches_PC = torch.cat(patches).double()
+    covariance_CC = patches_PC.T.cov()
+    values_C, vectors_CC = torch.linalg.eigh(covariance_CC)
+    filters_CC = (vectors_CC / (values_C + 5e-4).sqrt()).T.flip(0)
+    count = min(len(filters_CC), layer.out_channels // 2)
+    both = torch.cat([filters_CC[:count], -filters_CC[:count]]).to(layer.weight)
+    with torch.no_grad():
+        layer.weight[: 2 * count] = both.reshape(2 * count, *layer.weight.shape[1:])

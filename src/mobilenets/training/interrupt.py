@@ -1,0 +1,52 @@
+"""Ctrl-C and SIGTERM as a wish to stop after the current step, not in the middle of it."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from mobilenets.data.progress import say
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupt:
+    """Truthy when called after a signal came; `signal` is its number, or 0."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+
+    def __call__(self) -> bool:
+        """Whether to stop."""
+        return self.signal != 0
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell expects of a program that a signal ended, such as 130 for Ctrl-C."""
+        return 128 + self.signal
+
+
+@contextmanager
+def interrupts() -> Iterator[Interrupt]:
+    """Note the first signal; a second one ends the program as usual."""
+    interrupt = Interrupt()
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        del frame
+        interrupt.signal = number
+        restore()
+        say("stopping after this step; once more to stop at once")
+
+    for number in _SIGNALS:
+        signal.signal(number, note)
+    try:
+        yield interrupt
+    finally:
+        restore()

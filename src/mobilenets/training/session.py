@@ -1,0 +1,287 @@
+"""What one training run holds in memory, one optimiser step, one evaluation, and its state on disk."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from mobilenets.architecture.preprocessing import Preprocessing
+from mobilenets.data.loaders import Batch, Loader, mixed
+from mobilenets.data.transforms import to_picture
+from mobilenets.training.averaging import average_of
+from mobilenets.training.checkpoint import write_json, write_training_state, write_weights
+from mobilenets.training.device import check_compiler
+from mobilenets.training.evaluation import gather
+from mobilenets.training.initialisation import freeze_first_layer, prepare, whiten
+from mobilenets.training.model_card import write_model_card
+from mobilenets.training.optimizers import build_optimizer
+from mobilenets.training.plan import Standing
+from mobilenets.training.processes import Processes, synchronise_batch_norm
+from mobilenets.training.recipe import Recipe
+from mobilenets.training.run import Run
+from mobilenets.training.stages import Stages
+from mobilenets.training.task import LOWER_IS_BETTER, Metrics, Task, TrainingData
+
+STATE_FORMAT = 2
+SAMPLES = 8
+SAMPLE_SIDE = 160
+_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Session:
+    """Model, average, optimiser and standing of a run that trains.
+
+    Raises:
+        ValueError: the recipe asks for a metric, or a compiler, that is not there.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        data: TrainingData,
+        recipe: Recipe,
+        device: torch.device,
+        processes: Processes,
+        weights: Mapping[str, Tensor] | None,
+    ) -> None:
+        self.run, self.data, self.recipe = run, data, recipe
+        self.device, self.processes = device, processes
+        self.standing = Standing()
+        _check_early_stopping(run.task, recipe)
+        torch.manual_seed(recipe.seed)
+        model = run.task.build_model(run.spec, recipe)
+        prepare(model, recipe)
+        if weights is not None:
+            missing = model.load_state_dict(weights, strict=False)
+            assert not missing.unexpected_keys
+            assert not any(key.startswith("body.") for key in missing.missing_keys)
+        if recipe.whiten:
+            whiten(freeze_first_layer(model), data.train)
+        model = model.to(device).to(memory_format=torch.channels_last)
+        if processes.count > 1:
+            model = synchronise_batch_norm(model, device)
+        self.model = model
+        self.optimizer = build_optimizer(model, recipe.optimizer)
+        self.average = None if recipe.ema_decay is None else average_of(model, recipe.ema_decay)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
+        stepped = processes.share(model, device)
+        if recipe.compile:
+            check_compiler(device)
+            stepped = torch.compile(stepped)  # type: ignore[assignment]
+        self._stepped = stepped
+        self._samples: Tensor | None = None
+
+    def step(self, batch: Batch, factor: float, stages: Stages) -> None:
+        """One step of the optimiser on one batch, at a share of the peak learning rate."""
+        recipe, standing = self.recipe, self.standing
+        self.model.train()
+        # Each step seeds what it draws, so that a run can go on from any of them.
+        torch.manual_seed(mixed(recipe.seed, standing.step, self.processes.rank))
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+        for piece in batch.to(self.device).pieces(recipe.accumulate):
+            with torch.autocast(
+                self.device.type,
+                _PRECISIONS[recipe.precision],
+                enabled=recipe.precision != "fp32",
+            ):
+                losses = self.run.task.loss(self._stepped, piece, recipe)
+            stages.lap("forward")
+            # The mean over all images of all processes, each of which gives its mean over its own.
+            share = len(piece) * self.processes.count / batch.whole
+            self._scaler.scale(losses["loss"] * share).backward()  # type: ignore[no-untyped-call]
+            standing.count(losses, len(piece))
+            stages.lap("backward")
+        if recipe.clip_norm is not None:
+            self._scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        standing.images += batch.whole
+        stages.lap("step")
+        stages.count(batch.whole)
+
+    @property
+    def trained(self) -> nn.Module:
+        """The network that is kept: the average where there is one."""
+        return self.model if self.average is None else self.average.module
+
+    def evaluate(self) -> tuple[dict[str, float], Metrics]:
+        """Validation figures: `val/…` of what is kept, `val_raw/…` of the raw weights beside it."""
+        kept, metrics = self._validate(self.trained)
+        figures = {f"val/{name}": value for name, value in kept.items()}
+        if self.average is not None:
+            raw, _ = self._validate(self.model)
+            figures |= {f"val_raw/{name}": raw[name] for name in self.run.task.figures}
+        return figures, metrics
+
+    def train_figures(self) -> dict[str, float]:
+        """Means over the epoch so far, over all processes.
+
+        Raises:
+            ValueError: the loss is no longer a number.
+        """
+        sums = self.processes.total(self.standing.plain_sums(), self.device)
+        figures = {f"train/{name}": sums[name] / self.standing.images for name in sums}
+        if not all(map(math.isfinite, figures.values())):
+            raise ValueError(
+                f"the loss is no longer a number in epoch {self.standing.epoch}: lower the "
+                f"learning rate ({self.recipe.optimizer.lr:g}) or set clip_norm; "
+                f"{self.run.folder} keeps what was good"
+            )
+        return figures
+
+    def judge(self, figures: Mapping[str, float]) -> bool:
+        """Note an epoch's validation figures, and say whether it is the best so far."""
+        standing, task = self.standing, self.run.task
+        val = {name[4:]: value for name, value in figures.items() if name.startswith("val/")}
+        stopping = self.recipe.early_stopping
+        if stopping is not None:
+            value = val[stopping.metric] * (-1 if stopping.metric in LOWER_IS_BETTER else 1)
+            improved = standing.stopping_best is None or value > standing.stopping_best
+            standing.stopping_best = value if improved else standing.stopping_best
+            standing.stale = 0 if improved else standing.stale + 1
+        # At a tie, which small validation sets often give, less loss is better.
+        better = not standing.best or (val[task.monitor], -val["loss"]) > (
+            standing.best[task.monitor],
+            -standing.best["loss"],
+        )
+        if better:
+            standing.best = {"epoch": standing.epoch, **val}
+        return better
+
+    def stale(self) -> bool:
+        """Whether the recipe says to stop early."""
+        stopping = self.recipe.early_stopping
+        return stopping is not None and self.standing.stale >= stopping.patience
+
+    def keep_best(self, metrics: Metrics) -> None:
+        """Write the best epoch's weights, figures, details and model card."""
+        folder = self.run.folder
+        write_weights(folder / "model.safetensors", self.trained.state_dict())
+        write_json(folder / "validation.json", metrics.details())
+        self.run.config["metrics"] = self.standing.best
+        self.run.save_config()
+        write_model_card(self.run, self.recipe)
+
+    def save(self) -> None:
+        """Write what going on needs; every process takes part, the first one writes.
+
+        Raises:
+            ValueError: the loss is no longer a number, and this state worth nothing.
+        """
+        if self.standing.images:
+            self.train_figures()
+        sums = self.processes.total(self.standing.plain_sums(), self.device)
+        if not self.processes.first:
+            return
+        write_training_state(
+            self.run.folder / "state.pt",
+            {
+                "format": STATE_FORMAT,
+                "standing": {**self.standing.to_dict(), "sums": sums},
+                "model": self.model.state_dict(),
+                "average": None if self.average is None else self.average.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self._scaler.state_dict(),
+            },
+        )
+
+    def load(self, path: Path) -> None:
+        """Go on from a state, where one has been written.
+
+        Raises:
+            ValueError: the file is damaged, or of another version or model.
+        """
+        if not path.is_file():
+            return
+        try:
+            # Tensors and plain values only: a state file can't run code.
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            if state["format"] != STATE_FORMAT:
+                raise ValueError(f"{path} was written by another version of mobilenets")
+            self.model.load_state_dict(state["model"])
+            if self.average is not None:
+                self.average.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self._scaler.is_enabled():
+                self._scaler.load_state_dict(state["scaler"])
+            self.standing = Standing.from_dict(state["standing"])
+        except ValueError:
+            raise
+        # A damaged archive fails in many ways: KeyError, RuntimeError, UnpicklingError, EOFError.
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise ValueError(f"{path}: training can't go on from it ({reason})") from None
+        if not self.processes.first:
+            # The first process goes on with the sums of all.
+            self.standing.sums = dict.fromkeys(self.standing.sums, 0.0)
+
+    def samples(self) -> list[Image.Image]:
+        """Validation images with what the model says about them."""
+        if self._samples is None:
+            self._samples = _first_images(self.data.val, SAMPLES)
+        task = self.run.task
+        self.trained.eval()
+        with torch.inference_mode():
+            outputs = self.trained(self._samples.to(self.device)).float().cpu().numpy()
+        return [
+            prediction.draw(_enlarged(image, task.preprocessing))
+            for image, prediction in zip(self._samples, task.decode(outputs), strict=True)
+        ]
+
+    def _validate(self, model: nn.Module) -> tuple[dict[str, float], Metrics]:
+        metrics = self.run.task.metrics()
+        images = gather(
+            metrics,
+            model,
+            self.data.val,
+            self.device,
+            "validating",
+            processes=self.processes,
+        )
+        return {**metrics.compute(), "images": images}, metrics
+
+
+def _first_images(loader: Loader, count: int) -> Tensor:
+    return next(iter(loader.batches())).images_NCHW[:count].clone()
+
+
+def _enlarged(image_CHW: Tensor, preprocessing: Preprocessing) -> Image.Image:
+    picture = to_picture(image_CHW, preprocessing)
+    scale = SAMPLE_SIDE / max(picture.size)
+    size = (round(picture.width * scale), round(picture.height * scale))
+    return picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
+
+
+def _check_early_stopping(task: Task, recipe: Recipe) -> None:
+    stopping = recipe.early_stopping
+    if stopping is not None and stopping.metric not in task.figures:
+        raise ValueError(
+            f"recipe: early_stopping.metric is {stopping.metric!r}: {task.name} has "
+            f"{', '.join(task.figures)}"
+        )
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested choices as one level, with dotted names.
+
+    >>> flat({"optimizer": {"lr": 0.1}, "epochs": 2})
+    {'optimizer.lr': 0.1, 'epochs': 2}
+    """
+    result: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            result |= flat(value, f"{prefix}{name}.")
+        else:
+            result[prefix + name] = value
+    return result
