@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -12,7 +13,6 @@ import numpy as np
 from PIL import Image
 
 from mobilenets.training.checkpoint import write_aside
-
 
 _COUNTS = ("epoch", "step")
 
@@ -26,23 +26,38 @@ class Curves:
     """
 
     def __init__(self, folder: Path, epochs: int = 0) -> None:
+        self._folder = folder
+        self._epochs = epochs
+        self._rows = [row for row in _read(folder) if row["epoch"] <= epochs]
+
+    def __enter__(self) -> Self:
         # Half a second to import, and prediction does not need it.
         from torch.utils.tensorboard import SummaryWriter
 
-        self._folder = folder
-        self._rows = [row for row in _read(folder) if row["epoch"] <= epochs]
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=epochs + 1)
-
-    def __enter__(self) -> Self:
+        self._hook = threading.excepthook
+        threading.excepthook = self._note
+        try:
+            self._board = SummaryWriter(
+                str(self._folder / "tensorboard"), purge_step=self._epochs + 1
+            )
+        except OSError:
+            threading.excepthook = self._hook
+            raise
         return self
 
     def __exit__(self, kind: object, *error: object) -> None:
+        threading.excepthook = self._hook
         try:
             self._board.close()
         except OSError:
             # A full disk has been reported already, by what could not be written before.
             if kind is None:
                 raise
+
+    def _note(self, failed: threading.ExceptHookArgs) -> None:
+        # TensorBoard writes in a thread, whose failure it raises again in the next call from here.
+        if not isinstance(failed.exc_value, OSError):
+            self._hook(failed)
 
     def add(self, epoch: int, step: int, figures: Mapping[str, float]) -> None:
         """Write the figures of an epoch that ended at a step."""

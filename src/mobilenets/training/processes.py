@@ -6,15 +6,15 @@ Shapes: N images, C channels, H height, W width.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
 from mobilenets.data.loaders import Shard
@@ -72,9 +72,7 @@ class Processes:
         if self.count == 1:
             return model
         ids = [device.index or 0] if device.type == "cuda" else None
-        return cast(
-            nn.Module, DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
-        )
+        return cast(nn.Module, DistributedDataParallel(model, device_ids=ids))
 
 
 ALONE = Processes()
@@ -101,7 +99,10 @@ def processes(device: torch.device) -> Iterator[tuple[Processes, torch.device]]:
     # Metrics are gathered on the CPU, whatever trains.
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
-        yield mine, device
+        with warnings.catch_warnings():
+            # A 1x1 filter has the same bytes in either layout.
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
+            yield mine, device
     finally:
         dist.destroy_process_group()
 
@@ -149,5 +150,23 @@ class _SynchronisedBatchNorm(nn.BatchNorm2d):
         return centred_NCHW * scale_C[:, None, None] + self.bias[:, None, None]
 
 
+class _Sum(torch.autograd.Function):
+    """A sum over the processes; each one's loss depends on every one's part of it."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        del ctx
+        values = values.clone()
+        dist.all_reduce(values)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        del ctx
+        gradient = gradients[0].clone()
+        dist.all_reduce(gradient)
+        return gradient
+
+
 def _summed(values: Tensor) -> Tensor:
-    return cast(Tensor, all_reduce(values))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _Sum.apply(values))

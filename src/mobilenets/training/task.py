@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mobilenets.architecture.preprocessing import Preprocessing
 from mobilenets.architecture.spec import MobileNetSpec
+from mobilenets.data.doctor import Report
 from mobilenets.data.loaders import Batch, Loader, OnBadImage
 from mobilenets.training.recipe import Recipe
 
@@ -100,6 +101,23 @@ class Task(ABC):
     @abstractmethod
     def from_dict(cls, values: Mapping[str, Any], preprocessing: Preprocessing) -> Self:
         """Rebuild from `to_dict` and the preprocessing, which a run keeps beside it."""
+
+    @classmethod
+    @abstractmethod
+    def check_data(
+        cls,
+        where: str,
+        *,
+        network: nn.Module | None = None,
+        preprocessing: Preprocessing | None = None,
+    ) -> Report:
+        """What is wrong with a data set: its files, its labels, its balance.
+
+        A trained `network` with its `preprocessing` may help to judge the labels.
+
+        Raises:
+            ValueError: there is nothing to look at, in one sentence.
+        """
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
