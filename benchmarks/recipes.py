@@ -1,0 +1,143 @@
+"""Every recipe on a slice of CIFAR-10, with the same model, epochs and images, and its curve.
+
+    python benchmarks/recipes.py --data CIFAR10 [--epochs 15] [--output docs/results]
+
+CIFAR10 is a folder of Parquet files in the Hub's layout. The first 8,000 training images train, the
+next 2,000 choose the epoch, the first 2,000 test images are evaluated once at the end. `article`
+takes the paper's strides, as the article did; `finetune` starts from the run of `cifar` and learns the
+handwritten digits, beside the same recipe from random weights. Writes recipes.json and recipes.png; the
+runs go to --runs and are not kept in the project.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from mobilenets.training.curves import read_curves
+
+TRAIN, VAL, TEST = 8000, 2000, 2000
+MODELS = {"article": "1.0-32", "paper": "0.5-32-s16", "cifar": "0.5-32-s16", "modern": "0.5-32-s16"}
+
+
+def slice_of(data: Path, folder: Path) -> Path:
+    """A Parquet folder with the first rows of each split."""
+    folder.mkdir(parents=True, exist_ok=True)
+    train = pq.read_table(next(data.glob("train-*.parquet")))
+    test = pq.read_table(next(data.glob("test-*.parquet")))
+    pq.write_table(train.slice(0, TRAIN), folder / "train-00000.parquet")
+    pq.write_table(train.slice(TRAIN, VAL), folder / "validation-00000.parquet")
+    pq.write_table(test.slice(0, TEST), folder / "test-00000.parquet")
+    return folder
+
+
+def mobilenets(*arguments: object) -> dict:
+    command = [sys.executable, "-m", "mobilenets", *map(str, arguments), "--json"]
+    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(answer)
+
+
+def trained(name: str, data: object, folder: Path, *arguments: object) -> dict:
+    """Train, evaluate on the test part, and keep the curve."""
+    started = time.monotonic()
+    options = ["--output", folder, "--overwrite", *arguments]
+    best = mobilenets("train", data, *options)
+    seconds = round(time.monotonic() - started)
+    test = mobilenets("evaluate", folder, data, "--split", "test")
+    print(f"{name}: val {best['top1']:.4f}, test {test['top1']:.4f}, {seconds} s", flush=True)
+    rows = read_curves(folder)
+    return {
+        "command": "mobilenets train " + " ".join(map(str, arguments)),
+        "model": best["model"],
+        "seconds": seconds,
+        "best_epoch": best["epoch"],
+        "val_top1": best["top1"],
+        "test_top1": test["top1"],
+        "curve": {
+            key: [round(row[key], 5) for row in rows]
+            for key in ("train/loss", "train/top1", "val/loss", "val/top1")
+        },
+    }
+
+
+def draw(results: dict[str, dict], path: Path) -> None:
+    """Losses and accuracy of all recipes by epoch."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
+    for number, (name, result) in enumerate(results.items()):
+        epochs = range(1, len(result["curve"]["val/loss"]) + 1)
+        colour = f"C{number}"
+        loss.plot(epochs, result["curve"]["val/loss"], color=colour, label=name)
+        loss.plot(epochs, result["curve"]["train/loss"], color=colour, linestyle=":")
+        accuracy.plot(epochs, result["curve"]["val/top1"], color=colour, label=name)
+    loss.set(title="Loss: validation, and training dotted", xlabel="epoch", yscale="log")
+    accuracy.set(title="Validation top-1", xlabel="epoch", ylim=(0, 1))
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
+    accuracy.legend(frameon=False, fontsize="small")
+    for axes in (loss, accuracy):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--runs", type=Path, default=Path("runs/recipes"))
+    parser.add_argument("--output", type=Path, default=Path("docs/results"))
+    options = parser.parse_args()
+    data = slice_of(options.data, options.runs / "cifar-slice")
+    results = {
+        name: trained(
+            name,
+            data,
+            options.runs / name,
+            "--recipe",
+            name,
+            "--model",
+            model,
+            "--epochs",
+            options.epochs,
+        )
+        for name, model in MODELS.items()
+    }
+    finetune = ("--recipe", "finetune", "--epochs", options.epochs)
+    start = ("--weights", options.runs / "cifar")
+    digits = {
+        "finetune (digits)": trained(
+            "finetune", "digits", options.runs / "finetune", *finetune, *start
+        ),
+        "finetune from random (digits)": trained(
+            "random",
+            "digits",
+            options.runs / "random",
+            *finetune,
+            "--model",
+            MODELS["cifar"],
+        ),
+    }
+    options.output.mkdir(parents=True, exist_ok=True)
+    everything = {
+        "data": f"CIFAR-10 (JPEG): {TRAIN} train, {VAL} val, {TEST} test",
+        "seed": 0,
+        "epochs": options.epochs,
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "recipes": {**results, **digits},
+    }
+    text = json.dumps(everything, indent=1)
+    (options.output / "recipes.json").write_text(text + "\n")
+    draw({**results, **digits}, options.output / "recipes.png")
+
+
+if __name__ == "__main__":
+    main()
