@@ -21,7 +21,13 @@ from mobilenets.training.evaluation import evaluate
 from mobilenets.training.loop import train
 from mobilenets.training.memory import keep_freed_memory
 from mobilenets.training.optimizers import build_optimizer, lr_factor, parameter_groups
-from mobilenets.training.recipe import OptimizerChoice, Recipe, ScheduleChoice, find_recipe, read_recipe
+from mobilenets.training.recipe import (
+    OptimizerChoice,
+    Recipe,
+    ScheduleChoice,
+    find_recipe,
+    read_recipe,
+)
 
 CPU = torch.device("cpu")
 CLASSIFICATION = tasks.find("classification")

@@ -11,6 +11,7 @@ import typer
 
 from mobilenets.cli.cost import cost
 from mobilenets.cli.demo import demo
+from mobilenets.cli.doctor import doctor
 from mobilenets.cli.evaluate import evaluate
 from mobilenets.cli.export import export
 from mobilenets.cli.output import note
@@ -50,7 +51,7 @@ def _options(
     """Image models that fit a phone: count, pick, train, prove, export."""
 
 
-for verb in (cost, pick, train, evaluate, predict, export, demo):
+for verb in (cost, pick, doctor, train, evaluate, predict, export, demo):
     app.command()(verb)
 app.add_typer(paper, name="paper")
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from mobilenets.training.recipe import Recipe
     from mobilenets.training.run import Run
-    from mobilenets.training.task import TrainingData
+    from mobilenets.training.task import Task, TrainingData
 
 DEFAULT_MODEL = "0.5-160"
 
@@ -85,7 +85,8 @@ def train(
             "--weights": weights,
             "--overwrite": overwrite,
         }
-        given = [name for name, value in fixed.items() if value]
+        # A seed of 0 is one.
+        given = [name for name, value in fixed.items() if value is not None and value is not False]
         if given:
             raise ValueError(
                 f"--resume goes on as the run began: leave out {', '.join(given)} "
@@ -102,6 +103,7 @@ def train(
     from mobilenets.training.processes import processes
     from mobilenets.training.recipe import find_recipe, parse_seconds
     from mobilenets.training.run import Run, check_free
+    from mobilenets.training.session import check_recipe
 
     # Up to twice as fast on a CPU; set here, since a library must not set it for its callers.
     keep_freed_memory()
@@ -130,6 +132,9 @@ def train(
             chosen = chosen.override({**_overrides(changes or []), **own_seed, **length})
             instance = kind.from_data(data, spec, chosen, start.preprocessing if start else None)
             loaders = instance.build_data(chosen, on_bad_image=skip_or_stop)
+            # All that can go wrong comes before an old run is replaced, which may be the one to start from.
+            check_recipe(instance, chosen, target)
+            state = _weights(start, instance)
             run = Run.create(
                 folder,
                 instance,
@@ -139,7 +144,7 @@ def train(
                 overwrite=overwrite,
                 write=mine.first,
             )
-            job = _Job(run, chosen, loaders, _weights(start, run))
+            job = _Job(run, chosen, loaders, state)
         for warning in job.data.warnings:
             note(f"warning: {warning}")
         run = job.run
@@ -223,11 +228,11 @@ def _spec(model: str | None, start: Run | None) -> MobileNetSpec:
     return start.spec
 
 
-def _weights(start: Run | None, run: Run) -> Mapping[str, Tensor] | None:
+def _weights(start: Run | None, task: Task) -> Mapping[str, Tensor] | None:
     """The weights to start from: the body's, and the classifier's too for the same classes."""
     if start is None:
         return None
-    same = (start.config["task"], start.labels) == (run.config["task"], run.labels)
+    same = start.task.name == task.name and start.task.to_dict() == task.to_dict()
     state = start.model.state_dict()
     return {key: value for key, value in state.items() if same or key.startswith("body.")}
 

@@ -39,12 +39,7 @@ def read_image(source: Path | bytes, channels: int = 3, name: str | None = None)
         BadImageError: missing, empty, truncated, or not an image.
     """
     name = name or (str(source) if isinstance(source, Path) else "an image")
-    try:
-        encoded = source.read_bytes() if isinstance(source, Path) else source
-    except FileNotFoundError:
-        raise BadImageError(f"{name}: there is no such image") from None
-    except OSError as error:
-        raise BadImageError(f"{name}: can't be read ({error.strerror})") from None
+    encoded = read_encoded(source, name) if isinstance(source, Path) else source
     if not encoded:
         raise BadImageError(f"{name}: the file is empty")
     try:
@@ -57,6 +52,21 @@ def read_image(source: Path | bytes, channels: int = 3, name: str | None = None)
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadImageError(f"{name}: a damaged image ({reason})") from None
+
+
+def read_encoded(path: Path, name: str | None = None) -> bytes:
+    """The bytes of an image file, undecoded.
+
+    Raises:
+        BadImageError: it is missing, or its permissions or disk don't let it be read.
+    """
+    name = name or str(path)
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise BadImageError(f"{name}: there is no such image") from None
+    except OSError as error:
+        raise BadImageError(f"{name}: can't be read ({error.strerror})") from None
 
 
 def image_to_tensor(image: Image.Image, channels: int = 3) -> Tensor:

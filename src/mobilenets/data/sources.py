@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mobilenets.data.images import BadImageError, images_below, read_image
+from mobilenets.data.images import BadImageError, images_below, read_encoded, read_image
 
 NAMED_SETS = ("digits", "cifar10", "cifar100")
 _SPLIT_NAMES = {
@@ -46,6 +46,9 @@ class Images(Protocol):
     def read(self, index: int, channels: int) -> Tensor:
         """uint8 (C, H, W); BadImageError when it can't be read."""
 
+    def encoded(self, index: int) -> bytes | None:
+        """The bytes it is decoded from, None where it is kept decoded; BadImageError as `read`."""
+
     def take(self, indices: Sequence[int]) -> Images:
         """The images at these positions."""
 
@@ -70,6 +73,10 @@ class FileImages:
     def read(self, index: int, channels: int) -> Tensor:
         """uint8 (C, H, W)."""
         return read_image(self.paths[index], channels)
+
+    def encoded(self, index: int) -> bytes:
+        """The file's bytes."""
+        return read_encoded(self.paths[index])
 
     def take(self, indices: Sequence[int]) -> FileImages:
         """The files at these positions."""
@@ -97,10 +104,14 @@ class EncodedImages:
 
     def read(self, index: int, channels: int) -> Tensor:
         """uint8 (C, H, W)."""
-        encoded = self.column[int(self.rows[index])].as_py()
+        return read_image(self.encoded(index), channels, self.name(index))
+
+    def encoded(self, index: int) -> bytes:
+        """The bytes in the row."""
+        encoded: bytes | None = self.column[int(self.rows[index])].as_py()
         if encoded is None:
             raise BadImageError(f"{self.name(index)}: holds no image")
-        return read_image(encoded, channels, self.name(index))
+        return encoded
 
     def take(self, indices: Sequence[int]) -> EncodedImages:
         """The rows at these positions."""
@@ -140,6 +151,9 @@ class ArrayImages:
         if channels == 4:
             return torch.cat([converted, torch.full_like(converted[:1], 255)])
         return converted
+
+    def encoded(self, index: int) -> None:
+        """None: the pixels are all there is."""
 
     def take(self, indices: Sequence[int]) -> ArrayImages:
         """The images at these positions."""
@@ -226,8 +240,46 @@ def open_source(where: str | Path) -> Source:
             f"{where}: there is no such folder, nor a data set of that name "
             f"(the named sets are {', '.join(NAMED_SETS)})"
         )
-    files = sorted(folder.glob("*.parquet")) or sorted(folder.glob("data/*.parquet"))
+    files = _parquet_files(folder)
     return _open_parquet(folder, files, str(where)) if files else _open_folder(folder)
+
+
+def is_image_folder(where: str | Path) -> bool:
+    """Whether `open_source` would look for image files there: a folder, and none of Parquet files.
+
+    >>> is_image_folder("digits")
+    False
+    """
+    return str(where) not in NAMED_SETS and Path(where).is_dir() and not _parquet_files(Path(where))
+
+
+def split_folders(folder: Path) -> dict[str, list[Path]]:
+    """The folders of each split: `train`, `val` and `test` by any of their names, else `all`.
+
+    A split in several folders (`val` and `valid`), or splits without `train`, are for the caller
+    to judge.
+    """
+    classes = class_folders(folder)
+    named = [path for path in classes if path.name.lower() in _SPLIT_NAMES]
+    # A folder of trains next to other classes is a class: a split holds class folders.
+    only_splits = bool(named) and len(named) == len(classes)
+    parts: dict[str, list[Path]] = {}
+    for path in named:
+        split = _SPLIT_NAMES[path.name.lower()]
+        if class_folders(path) or (only_splits and split == "train"):
+            parts.setdefault(split, []).append(path)
+    return parts if only_splits or "train" in parts else {ALL: [folder]}
+
+
+def class_folders(folder: Path) -> list[Path]:
+    """The folders directly inside, sorted; hidden ones left out."""
+    return [
+        path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")
+    ]
+
+
+def _parquet_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.parquet")) or sorted(folder.glob("data/*.parquet"))
 
 
 def hold_out(split: Split, share: float, seed: int) -> tuple[Split, Split]:
@@ -274,25 +326,18 @@ def relabel(source: Source, labels: Sequence[str]) -> Source:
 
 
 def _open_folder(folder: Path) -> Source:
-    named = [path for path in _classes(folder) if path.name.lower() in _SPLIT_NAMES]
-    # A folder of trains next to other classes is a class: a split holds class folders.
-    only_splits = bool(named) and len(named) == len(_classes(folder))
     parts: dict[str, Path] = {}
-    for path in named:
-        split = _SPLIT_NAMES[path.name.lower()]
-        if _classes(path) or (only_splits and split == "train"):
-            if split in parts:
-                raise ValueError(
-                    f"{folder} has both {parts[split].name} and {path.name}: keep one of them"
-                )
-            parts[split] = path
-    if "train" not in parts:
-        if only_splits:
-            names = ", ".join(path.name for path in named)
-            raise ValueError(f"{folder} has {names} but no train folder")
-        parts = {ALL: folder}
+    for name, folders in split_folders(folder).items():
+        if len(folders) > 1:
+            raise ValueError(
+                f"{folder} has both {folders[0].name} and {folders[1].name}: keep one of them"
+            )
+        parts[name] = folders[0]
+    if ALL not in parts and "train" not in parts:
+        names = ", ".join(path.name for path in class_folders(folder))
+        raise ValueError(f"{folder} has {names} but no train folder")
     first = parts.get("train", folder)
-    labels = tuple(path.name for path in _classes(first))
+    labels = tuple(path.name for path in class_folders(first))
     if not labels:
         loose = next(images_below(first), None)
         reason = (
@@ -302,7 +347,7 @@ def _open_folder(folder: Path) -> Source:
     splits: dict[str, Split] = {}
     warnings: list[str] = []
     for name, part in parts.items():
-        classes = [path.name for path in _classes(part)]
+        classes = [path.name for path in class_folders(part)]
         unknown = sorted(set(classes) - set(labels))
         if unknown:
             raise ValueError(
@@ -322,16 +367,10 @@ def _open_folder(folder: Path) -> Source:
             splits[name] = Split(FileImages(tuple(paths)), np.array(targets, dtype=np.int64))
     if len(labels) < 2:
         inner = first / labels[0]
-        deeper = (inner / "train").is_dir() or len(_classes(inner)) > 1
+        deeper = (inner / "train").is_dir() or len(class_folders(inner)) > 1
         hint = f"; did you mean {inner}?" if deeper else ""
         raise ValueError(f"{first} has one class, {labels[0]}: a classifier needs two{hint}")
     return Source(str(folder), labels, splits, warnings=tuple(warnings))
-
-
-def _classes(folder: Path) -> list[Path]:
-    return [
-        path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")
-    ]
 
 
 def _open_parquet(folder: Path, files: Sequence[Path], where: str) -> Source:

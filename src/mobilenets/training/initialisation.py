@@ -50,19 +50,27 @@ def whiten(layer: nn.Conv2d, loader: Loader) -> None:
     the root of its eigenvalue, and then the same negated, since a ReLU would lose half of each.
     Filters beyond these keep their random start.
     """
-    patches: list[Tensor] = []
-    images = 0
+    images = patches = 0
+    sums_C: Tensor | float = 0.0
+    products_CC: Tensor | float = 0.0
     for batch in loader.batches(0):
         patches_NPC = F.unfold(batch.images_NCHW, layer.kernel_size, padding=1).transpose(1, 2)
-        patches.append(patches_NPC.flatten(0, 1)[::4])
+        patches_PC = patches_NPC.flatten(0, 1).double()
+        # Sums, since the patches of 5,000 photos are more than a memory holds.
+        patches += len(patches_PC)
+        sums_C = sums_C + patches_PC.sum(0)
+        products_CC = products_CC + patches_PC.T @ patches_PC
         images += len(batch)
         if images >= WHITENING_IMAGES:
             break
-    patches_PC = torch.cat(patches).double()
-    covariance_CC = patches_PC.T.cov()
+    assert isinstance(sums_C, Tensor)
+    mean_C = sums_C / patches
+    covariance_CC = products_CC / patches - mean_C[:, None] * mean_C
     values_C, vectors_CC = torch.linalg.eigh(covariance_CC)
     filters_CC = (vectors_CC / (values_C + 5e-4).sqrt()).T.flip(0)
-    count = min(len(filters_CC), layer.out_channels // 2)
+    # Where nothing varies, as between the equal channels of a grey picture, is nothing to whiten.
+    varying = int((values_C > 1e-4 * values_C[-1]).sum())
+    count = min(varying, layer.out_channels // 2)
     both = torch.cat([filters_CC[:count], -filters_CC[:count]]).to(layer.weight)
     with torch.no_grad():
         layer.weight[: 2 * count] = both.reshape(2 * count, *layer.weight.shape[1:])

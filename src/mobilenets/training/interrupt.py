@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ class Interrupt:
 @contextmanager
 def interrupts() -> Iterator[Interrupt]:
     """Note the first signal; a second one ends the program as usual."""
-    interrupt = Interrupt()
+    interrupt, owner = Interrupt(), os.getpid()
     before = {number: signal.getsignal(number) for number in _SIGNALS}
 
     def restore() -> None:
@@ -40,6 +41,9 @@ def interrupts() -> Iterator[Interrupt]:
 
     def note(number: int, frame: FrameType | None) -> None:
         del frame
+        # A terminal signals the processes that read images too; they inherited this function.
+        if os.getpid() != owner:
+            return
         interrupt.signal = number
         restore()
         say("stopping after this step; once more to stop at once")

@@ -18,7 +18,7 @@ from mobilenets.training.processes import ALONE, Processes
 from mobilenets.training.recipe import Recipe
 from mobilenets.training.run import Run
 from mobilenets.training.session import Session, flat
-from mobilenets.training.stages import Stages
+from mobilenets.training.stages import STAGES, Stages
 from mobilenets.training.task import TrainingData
 
 SAVE_EVERY = 60.0
@@ -60,11 +60,11 @@ def train(
         OSError: the disk is full; the last good state is kept.
     """
     with determinism(recipe.deterministic):
+        plan = Plan(recipe, data.train.images, len(data.train), already)
         session = Session(run, data, recipe, device, processes, weights)
         if resume:
             session.load(run.folder / "state.pt")
         standing = session.standing
-        plan = Plan(recipe, data.train.images, len(data.train), already)
         plan.start(standing)
         if plan.finished(standing) or session.stale():
             report("nothing is left to train: the plan is done (--epochs N goes on)")
@@ -74,14 +74,17 @@ def train(
                 stages, stopped = Stages(), False
                 with progress(_title(standing, recipe), data.train.images) as advance:
                     advance(standing.images)
+                    ended = time.monotonic()
                     for batch in data.train.batches(
                         standing.epoch, standing.position, processes.shard
                     ):
                         stages.lap("data")
-                        started = time.monotonic()
                         session.step(batch, plan.factor(standing), stages)
-                        plan.stepped(standing, time.monotonic() - started)
-                        standing.share = processes.first_says(standing.share, device)
+                        # With the time that the batch took to come.
+                        plan.stepped(standing, time.monotonic() - ended)
+                        ended = time.monotonic()
+                        if recipe.max_seconds is not None:
+                            standing.share = processes.first_says(standing.share, device)
                         advance(batch.whole, str(stages))
                         due = time.monotonic() - saved > save_every
                         stopped, due = processes.any_of((stop(), due), device)
@@ -89,14 +92,16 @@ def train(
                             break
                         if due:
                             session.save()
-                            saved = time.monotonic()
+                            saved = ended = time.monotonic()
                             stages.restart()
                 if standing.position == len(data.train) or plan.finished(standing):
                     line = _end_epoch(session, plan, stages, curves)
                     report(f"{_title(standing, recipe)}  {line}")
                     standing.next_epoch()
+                standing.seconds = plan.seconds
                 session.save()
                 saved = time.monotonic()
+                plan.evaluated(saved - ended)
                 if stopped:
                     break
             over = plan.finished(standing) or session.stale()
@@ -110,9 +115,7 @@ def _end_epoch(session: Session, plan: Plan, stages: Stages, curves: Curves | No
     """Evaluate, write curves and weights, and give a line about the epoch."""
     standing, run = session.standing, session.run
     figures = session.train_figures()
-    started = time.monotonic()
     val, metrics = session.evaluate()
-    plan.evaluated(time.monotonic() - started)
     better = session.judge(val)
     speed = stages.images_per_second()
     if curves is not None:
@@ -123,7 +126,7 @@ def _end_epoch(session: Session, plan: Plan, stages: Stages, curves: Curves | No
                 **figures,
                 "train/lr": session.optimizer.param_groups[0]["lr"],
                 "train/images_per_second": speed,
-                **{f"time/{stage}": share for stage, share in stages.shares().items()},
+                **{f"time/{stage}": stages.shares().get(stage, 0.0) for stage in STAGES},
                 "seconds": plan.seconds,
                 **val,
             },

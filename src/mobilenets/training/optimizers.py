@@ -106,7 +106,7 @@ def parameter_groups(model: nn.Module, choice: OptimizerChoice) -> list[dict[str
             dense = isinstance(module, nn.Conv2d | nn.Linear) and name == "weight"
             decayed = dense and (choice.decay_depthwise or not depthwise)
             rate = 1.0 if path.startswith("body.") else choice.head_lr
-            if isinstance(module, nn.BatchNorm2d) and name == "bias":
+            if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) and name == "bias":
                 rate *= choice.norm_bias_lr
             groups.setdefault((choice.weight_decay * decayed, rate), []).append(parameter)
     return [
@@ -157,7 +157,8 @@ def lr_factor(step: float, steps: float, choice: ScheduleChoice, stair: int = 1)
     >>> [round(lr_factor(step, 10, choice), 3) for step in (0, 1, 2, 9)]
     [0.5, 1.0, 1.0, 0.125]
     """
-    warmup = round(choice.warmup * steps)
+    # Without a warm-up, `steps` may be infinite.
+    warmup = round(choice.warmup * steps) if choice.warmup else 0
     if step < warmup:
         return min(1.0, (step + 1) / warmup)
     done = (step - warmup) / max(1, steps - warmup)

@@ -94,7 +94,8 @@ class Plan:
         self._steps = recipe.epochs * steps_per_epoch
         self._max_seconds = recipe.max_seconds
         self._started = time.monotonic() - already
-        self._step_seconds: float | None = None
+        self._step_seconds = 0.0
+        self._measured = 0
         self._evaluation_seconds = 0.0
 
     def start(self, standing: Standing) -> None:
@@ -125,15 +126,17 @@ class Plan:
         if self._max_seconds is None:
             standing.share = standing.step / self._steps
             return
-        # The first steps warm caches up and would promise too little.
-        old = self._step_seconds
-        self._step_seconds = seconds if old is None else 0.9 * old + 0.1 * seconds
-        standing.share += (1 - standing.share) / max(1.0, self._steps_left())
+        # The first step compiles and warms caches up: the second one takes its place. Then a mean,
+        # and from ten steps on a moving one.
+        self._measured += 1
+        weight = max(0.1, 1 / max(1, self._measured - 1))
+        self._step_seconds += weight * (seconds - self._step_seconds)
+        standing.share += (1 - standing.share) / max(1.0, self._steps_left(standing))
         if 1 - standing.share < 1e-9:
             standing.share = 1.0
 
     def evaluated(self, seconds: float) -> None:
-        """Note how long an evaluation took, so that the next ones are reckoned with."""
+        """Note how long evaluating and writing took, so that the next times are reckoned with."""
         self._evaluation_seconds = seconds
 
     def finished(self, standing: Standing) -> bool:
@@ -147,10 +150,13 @@ class Plan:
         done = standing.step / self._steps
         return self.seconds / max(done, 1e-9) * (1 - done)
 
-    def _steps_left(self) -> float:
+    def _steps_left(self, standing: Standing) -> float:
         assert self._max_seconds is not None
-        assert self._step_seconds is not None
         left = self._max_seconds - self.seconds - self._evaluation_seconds
+        # At the end of an epoch one more step costs an evaluation now, and another one after it.
+        epoch_over = standing.position >= self._steps_per_epoch
+        if epoch_over and left < self._step_seconds + self._evaluation_seconds:
+            return 0.0
         return left / (self._step_seconds + self._evaluation_seconds / self._steps_per_epoch)
 
 

@@ -9,12 +9,30 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-_STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+class _Choices(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _yes_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        assert info.field_name is not None
+        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
+            raise ValueError("yes and no are no values here; null switches off what can be off")
+        return value
 
 
-class OptimizerChoice(BaseModel):
+class OptimizerChoice(_Choices):
     """Optimiser and its numbers.
 
     Weight decay reaches no batch norm, no bias and, unless asked, no depthwise filter. It is part of
@@ -22,7 +40,6 @@ class OptimizerChoice(BaseModel):
     TensorFlow's, see `training.optimizers.RMSpropTF`.
     """
 
-    model_config = _STRICT
     name: Literal["sgd", "adam", "adamw", "rmsprop"] = "sgd"
     lr: float = Field(default=0.05, gt=0, description="peak learning rate")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="beta1 of adam and adamw")
@@ -35,14 +52,13 @@ class OptimizerChoice(BaseModel):
     norm_bias_lr: float = Field(default=1.0, gt=0, description="times lr, for batch norm's shift")
 
 
-class ScheduleChoice(BaseModel):
+class ScheduleChoice(_Choices):
     """Learning rate over the steps: a linear warm-up, then down.
 
     `linear` and `cosine` go down to `final` times the peak; `exponential` multiplies by `factor`
     every `every` epochs, in stairs.
     """
 
-    model_config = _STRICT
     name: Literal["constant", "linear", "cosine", "exponential"] = "cosine"
     warmup: float = Field(default=0.1, ge=0, lt=1, description="share of all steps")
     final: float = Field(default=0.0, ge=0, le=1)
@@ -50,10 +66,9 @@ class ScheduleChoice(BaseModel):
     every: float = Field(default=2.5, gt=0, description="epochs")
 
 
-class AugmentationChoice(BaseModel):
+class AugmentationChoice(_Choices):
     """Random changes to training images; shares are of the side or the area."""
 
-    model_config = _STRICT
     mirror: bool = True
     alternate: bool = Field(default=False, description="mirror each image every second epoch")
     shift: float = Field(default=0.0, ge=0, lt=1, description="share of the side; small images")
@@ -66,22 +81,20 @@ class AugmentationChoice(BaseModel):
     cutmix: float = Field(default=0.0, ge=0, description="alpha; 0 is off")
 
 
-class EarlyStopping(BaseModel):
+class EarlyStopping(_Choices):
     """End when a validation figure has not improved for `patience` epochs."""
 
-    model_config = _STRICT
     metric: str = "loss"
     patience: int = Field(default=10, ge=1)
 
 
-class Recipe(BaseModel):
+class Recipe(_Choices):
     """Everything that decides a training run besides the model and the data.
 
     >>> Recipe(name="short", epochs=3).override({"optimizer.lr": "0.1"}).optimizer.lr
     0.1
     """
 
-    model_config = _STRICT
     name: str
     epochs: int = Field(ge=1)
     max_seconds: float | None = Field(
@@ -137,6 +150,10 @@ class Recipe(BaseModel):
                     raise ValueError(f"recipe: {key} does not exist, {step} holds a single value")
                 if inner[step] is None:
                     inner[step] = {}
+                if not isinstance(inner[step], dict):
+                    raise ValueError(
+                        f"recipe: {step} is {inner[step]!r}: it holds several values, such as {key}"
+                    )
                 inner, choices = inner[step], inner_choices
             _check_key(last, choices, key)
             inner[last] = parsed
@@ -188,7 +205,9 @@ def parse_seconds(text: str) -> float:
     (1200.0, 5400.0, 90.0)
     """
     number = r"(\d+(?:\.\d+)?)"
-    units = re.fullmatch(rf"(?:{number}h)?(?:{number}m)?(?:{number}s?)?", text.strip().lower())
+    # 1h30 is a time on a clock.
+    plain = re.sub(rf"h{number}$", r"h\1m", text.strip().lower())
+    units = re.fullmatch(rf"(?:{number}h)?(?:{number}m)?(?:{number}s?)?", plain)
     seconds = 0.0
     if units is not None:
         for value, unit in zip(units.groups(), (3600, 60, 1), strict=True):
@@ -215,12 +234,26 @@ def _choices_below(choices: type[BaseModel], name: str) -> type[BaseModel] | Non
 
 
 def _check_key(name: str, choices: type[BaseModel], key: str) -> None:
-    if name not in choices.model_fields:
-        prefix = key[: key.rfind(name)]
-        raise ValueError(
-            f"recipe: there is no key {key!r}; "
-            f"nearest: {prefix}{_nearest(name, choices.model_fields)}"
-        )
+    if name in choices.model_fields:
+        return
+    known = _whole_keys(Recipe)
+    if choices is not Recipe:
+        # The first part is right: look no further.
+        first = key.split(".")[0]
+        known = [whole for whole in known if whole.startswith(f"{first}.")]
+    below = [whole for whole in known if whole.rpartition(".")[2] == key]
+    nearest = below[0] if below else _nearest(key, known)
+    raise ValueError(f"recipe: there is no key {key!r}; nearest: {nearest}")
+
+
+def _whole_keys(choices: type[BaseModel], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for name in choices.model_fields:
+        keys.append(prefix + name)
+        below = _choices_below(choices, name)
+        if below is not None:
+            keys += _whole_keys(below, f"{prefix}{name}.")
+    return keys
 
 
 def _nearest(wanted: str, known: Mapping[str, Any] | list[str]) -> str:

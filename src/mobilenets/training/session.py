@@ -53,7 +53,7 @@ class Session:
         self.run, self.data, self.recipe = run, data, recipe
         self.device, self.processes = device, processes
         self.standing = Standing()
-        _check_early_stopping(run.task, recipe)
+        check_recipe(run.task, recipe, device)
         torch.manual_seed(recipe.seed)
         model = run.task.build_model(run.spec, recipe)
         prepare(model, recipe)
@@ -62,7 +62,9 @@ class Session:
             assert not missing.unexpected_keys
             assert not any(key.startswith("body.") for key in missing.missing_keys)
         if recipe.whiten:
-            whiten(freeze_first_layer(model), data.train)
+            first = freeze_first_layer(model)
+            if weights is None:
+                whiten(first, data.train)
         model = model.to(device).to(memory_format=torch.channels_last)
         if processes.count > 1:
             model = synchronise_batch_norm(model, device)
@@ -72,7 +74,6 @@ class Session:
         self._scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
         stepped = processes.share(model, device)
         if recipe.compile:
-            check_compiler(device)
             stepped = torch.compile(stepped)  # type: ignore[assignment]
         self._stepped = stepped
         self._samples: Tensor | None = None
@@ -85,7 +86,10 @@ class Session:
         torch.manual_seed(mixed(recipe.seed, standing.step, self.processes.rank))
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
-        for piece in batch.to(self.device).pieces(recipe.accumulate):
+        # Batch norm needs two images a piece, also in a small last batch, and every process as many
+        # pieces as the others.
+        pieces = max(1, min(recipe.accumulate, batch.whole // (2 * self.processes.count)))
+        for piece in batch.to(self.device).pieces(pieces):
             with torch.autocast(
                 self.device.type,
                 _PRECISIONS[recipe.precision],
@@ -119,6 +123,7 @@ class Session:
         """Validation figures: `val/…` of what is kept, `val_raw/…` of the raw weights beside it."""
         kept, metrics = self._validate(self.trained)
         figures = {f"val/{name}": value for name, value in kept.items()}
+        self._check_finite(figures)
         if self.average is not None:
             raw, _ = self._validate(self.model)
             figures |= {f"val_raw/{name}": raw[name] for name in self.run.task.figures}
@@ -132,13 +137,16 @@ class Session:
         """
         sums = self.processes.total(self.standing.plain_sums(), self.device)
         figures = {f"train/{name}": sums[name] / self.standing.images for name in sums}
+        self._check_finite(figures)
+        return figures
+
+    def _check_finite(self, figures: Mapping[str, float]) -> None:
         if not all(map(math.isfinite, figures.values())):
             raise ValueError(
                 f"the loss is no longer a number in epoch {self.standing.epoch}: lower the "
                 f"learning rate ({self.recipe.optimizer.lr:g}) or set clip_norm; "
                 f"{self.run.folder} keeps what was good"
             )
-        return figures
 
     def judge(self, figures: Mapping[str, float]) -> bool:
         """Note an epoch's validation figures, and say whether it is the best so far."""
@@ -263,7 +271,14 @@ def _enlarged(image_CHW: Tensor, preprocessing: Preprocessing) -> Image.Image:
     return picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
 
 
-def _check_early_stopping(task: Task, recipe: Recipe) -> None:
+def check_recipe(task: Task, recipe: Recipe, device: torch.device) -> None:
+    """Make sure that what a recipe asks for is there.
+
+    Raises:
+        ValueError: an unknown metric, or no compiler.
+    """
+    if recipe.compile:
+        check_compiler(device)
     stopping = recipe.early_stopping
     if stopping is not None and stopping.metric not in task.figures:
         raise ValueError(

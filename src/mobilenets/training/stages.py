@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+STAGES = ("data", "forward", "backward", "step")
+
 
 class Stages:
     """Seconds by stage. On a GPU, work is queued, and waits where a result is first needed.

@@ -39,7 +39,7 @@ class ClassificationMetrics:
         outputs = outputs or len(labels)
         self._confusion = MulticlassConfusionMatrix(outputs)
         self._top5 = MulticlassAccuracy(outputs, average="micro", top_k=min(5, outputs))
-        self._loss = MeanMetric()
+        self._loss = MeanMetric(nan_strategy="disable")
         self._calibration = CalibrationError()
         self._confusion_KK: Tensor | None = None
 

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from mobilenets.architecture.network import PAPER_DROPOUT, MobileNet
 from mobilenets.architecture.preprocessing import Preprocessing
 from mobilenets.architecture.spec import MobileNetSpec
+from mobilenets.data.doctor import Report
 from mobilenets.data.loaders import SMALL_SIDE, Batch, Loader, OnBadImage, make_loader
 from mobilenets.data.sources import ALL, NAMED_SETS, Source, Split, hold_out, open_source, relabel
 from mobilenets.data.transforms import Distortion
+from mobilenets.tasks.classification.doctor import check
 from mobilenets.tasks.classification.metrics import FIGURES, ClassificationMetrics
 from mobilenets.tasks.classification.prediction import ClassPrediction, Guess
 from mobilenets.tasks.classification.recipes import CIFAR, DIGITS, FINETUNE, MODERN, RECIPES
@@ -115,6 +117,16 @@ class Classification(Task):
     def from_dict(cls, values: Mapping[str, Any], preprocessing: Preprocessing) -> Self:
         return cls(values["labels"], preprocessing, outputs=values.get("outputs"))
 
+    @classmethod
+    def check_data(
+        cls,
+        where: str,
+        *,
+        network: nn.Module | None = None,
+        preprocessing: Preprocessing | None = None,
+    ) -> Report:
+        return check(where, network=network, preprocessing=preprocessing)
+
     def to_dict(self) -> dict[str, Any]:
         more = {} if self.outputs == len(self._labels) else {"outputs": self.outputs}
         return {"labels": list(self._labels), **more}
@@ -153,6 +165,12 @@ class Classification(Task):
         # The recipe's choices and the loader's distortions have the same names.
         choices = recipe.augmentation.model_dump()
         choices["mirror"] = recipe.augmentation.mirror and source.mirror
+        if self._preprocessing.channel_count == 4 and (
+            choices["colour"] or choices["randaugment"] is not None
+        ):
+            raise ValueError(
+                "augmentation.colour and augmentation.randaugment change grey and RGB images, not RGBA"
+            )
         distortion = Distortion(**choices, outputs=self.outputs)
         train_loader, bad_train = make_loader(
             train,

@@ -1,0 +1,233 @@
+"""Labels that a quick model, trained without them, finds implausible.
+
+A linear classifier is trained on all images but a fifth, says how likely the labels of that fifth
+are, and so on in turns; the idea is confident learning's (Northcutt et al. 2021, arXiv 1911.00068).
+
+Shapes: N images, F features, K classes, S side of a thumbnail.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from mobilenets.architecture.network import MobileNet
+from mobilenets.architecture.preprocessing import Preprocessing
+from mobilenets.data.doctor import Item
+from mobilenets.data.progress import progress
+from mobilenets.data.transforms import fit, normalise
+
+FOLDS = 5
+FEWEST_IN_CLASS = 10
+# The quick model must close this share of the gap between chance and always right.
+TRUSTED = 0.7
+GIVEN_AT_MOST = 0.02
+OTHER_AT_LEAST = 0.8
+PENALTY = 0.03
+# Three ways of cutting into fifths halve the false alarms; on many images one is steady enough.
+REPEATS_UP_TO = 5_000
+REPEATS = 3
+PROBE = 5_000
+# Images times features times classes: about half an hour on two cores.
+MOST_WORK = 2e10
+_CELLS = 8
+_ANGLES = 9
+_GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """An image whose label is implausible: its row, the likelier class, and both probabilities."""
+
+    row: int
+    other: int
+    given_probability: float
+    other_probability: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the quick model says.
+
+    Args:
+        doubts: least plausible first; empty where the model is not to be trusted.
+        accuracy: the mean over classes of its accuracy on images it was not trained on.
+        trusted: whether that is far enough above chance.
+        images: how many it was tried on.
+    """
+
+    doubts: tuple[Doubt, ...]
+    accuracy: float
+    trusted: bool
+    images: int
+
+
+def pixel_features(thumbnails_NSS3: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Edges by direction in 8x8 cells, and the colour of each cell: float32 (N, 768).
+
+    Edge directions in cells are those of Dalal and Triggs (2005), each cell divided by the
+    strength of its neighbourhood.
+
+    >>> pixel_features(np.zeros((2, 32, 32, 3), dtype=np.uint8)).shape
+    (2, 768)
+    """
+    blocks = [
+        _describe(thumbnails_NSS3[start : start + 1024].astype(np.float32))
+        for start in range(0, len(thumbnails_NSS3), 1024)
+    ]
+    return np.concatenate(blocks)
+
+
+def network_features(
+    items: Sequence[Item], network: nn.Module, preprocessing: Preprocessing
+) -> NDArray[np.float32]:
+    """Pooled features of a network: float32 (N, F).
+
+    Raises:
+        ValueError: the network is none of this library's.
+    """
+    if not isinstance(network, MobileNet):
+        raise ValueError("labels are checked with the features of a MobileNet: give another --run")
+    features = []
+    with progress("computing features", len(items)) as advance, torch.inference_mode():
+        for start in range(0, len(items), _BATCH):
+            batch = items[start : start + _BATCH]
+            pixels_NCHW = torch.stack(
+                [fit(item.read(preprocessing.channel_count), preprocessing) for item in batch]
+            )
+            inputs_NCHW = normalise(pixels_NCHW, preprocessing)
+            maps_NCHW = network.forward_features(
+                inputs_NCHW.contiguous(memory_format=torch.channels_last)
+            )
+            features.append(network.pool(maps_NCHW).flatten(1).numpy())
+            advance(len(batch))
+    return np.concatenate(features)
+
+
+def judge(features_NF: NDArray[np.float32], targets_N: NDArray[np.int64]) -> Verdict:
+    """Ask the quick model about every label; each class needs at least five images.
+
+    A label is in doubt where the model gives it at most 2 %, and another class at least 80 % and
+    no less than it gives that class's own images on average (or 90 %).
+
+    >>> random = np.random.default_rng(0)
+    >>> targets = np.repeat([0, 1], 300)
+    >>> features = random.normal(size=(600, 32)).astype(np.float32) + 4 * targets[:, None]
+    >>> targets[3] = 1
+    >>> verdict = judge(features, targets)
+    >>> [(doubt.row, doubt.other) for doubt in verdict.doubts]
+    [(3, 0)]
+    """
+    if len(targets_N) > 2 * PROBE:
+        # Far too weak a model is told from a part of the images, in a tenth of the time.
+        few = _stratified(targets_N, PROBE)
+        accuracy, trusted = _rate(_out_of_fold(features_NF[few], targets_N[few], 1), targets_N[few])
+        if not trusted and accuracy < _needed(int(targets_N.max()) + 1) - 0.1:
+            return Verdict((), accuracy, False, len(few))
+    repeats = REPEATS if len(targets_N) <= REPEATS_UP_TO else 1
+    scores_NK = _out_of_fold(features_NF, targets_N, repeats)
+    accuracy, trusted = _rate(scores_NK, targets_N)
+    if not trusted:
+        return Verdict((), accuracy, False, len(targets_N))
+    rows_N = np.arange(len(targets_N))
+    given_N, others_N = scores_NK[rows_N, targets_N], scores_NK.argmax(axis=1)
+    usual_K = np.array(
+        [given_N[targets_N == target].mean() for target in range(scores_NK.shape[1])]
+    )
+    needed_N = np.clip(usual_K, OTHER_AT_LEAST, 0.9)[others_N]
+    doubtful_N = (given_N <= GIVEN_AT_MOST) & (scores_NK[rows_N, others_N] >= needed_N)
+    doubts = [
+        Doubt(int(row), int(others_N[row]), float(given_N[row]), float(scores_NK[row].max()))
+        for row in np.flatnonzero(doubtful_N)
+    ]
+    doubts.sort(key=lambda doubt: doubt.given_probability)
+    return Verdict(tuple(doubts), accuracy, True, len(targets_N))
+
+
+def _describe(levels_NSS3: NDArray[np.float32]) -> NDArray[np.float32]:
+    colour_NSS3 = levels_NSS3 / np.float32(255)
+    count, side = colour_NSS3.shape[:2]
+    grey_NSS = colour_NSS3 @ _GREY
+    down_NSS, across_NSS = np.zeros_like(grey_NSS), np.zeros_like(grey_NSS)
+    down_NSS[:, 1:-1] = grey_NSS[:, 2:] - grey_NSS[:, :-2]
+    across_NSS[:, :, 1:-1] = grey_NSS[:, :, 2:] - grey_NSS[:, :, :-2]
+    strength_NSS = np.hypot(down_NSS, across_NSS)
+    angle_NSS = np.mod(np.arctan2(down_NSS, across_NSS), np.pi) * (_ANGLES / np.pi)
+    lower_NSS = np.floor(angle_NSS)
+    share_NSS = angle_NSS - lower_NSS
+    edges = np.empty((count, _ANGLES, _CELLS, _CELLS), dtype=np.float32)
+    in_cells = (count, _CELLS, side // _CELLS, _CELLS, side // _CELLS)
+    for angle in range(_ANGLES):
+        # An edge between two directions counts for both.
+        here = np.where(lower_NSS % _ANGLES == angle, 1 - share_NSS, 0)
+        here += np.where((lower_NSS + 1) % _ANGLES == angle, share_NSS, 0)
+        edges[:, angle] = (strength_NSS * here).reshape(in_cells).sum(axis=(2, 4))
+    energy = np.pad((edges**2).sum(axis=1), ((0, 0), (1, 1), (1, 1)), mode="edge")
+    around = sum(
+        energy[:, top : top + _CELLS, left : left + _CELLS] for top in range(3) for left in range(3)
+    )
+    edges /= np.sqrt(around / 9 + 1e-3)[:, None]
+    colours = colour_NSS3.reshape(*in_cells, 3).mean(axis=(2, 4))
+    described: NDArray[np.float32] = np.concatenate(
+        [edges.reshape(count, -1), colours.reshape(count, -1)], axis=1
+    ).astype(np.float32)
+    return described
+
+
+def _out_of_fold(
+    features_NF: NDArray[np.float32], targets_N: NDArray[np.int64], repeats: int
+) -> NDArray[np.float64]:
+    """Probabilities (N, K) from models that did not see the image."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold
+    from sklearn.preprocessing import StandardScaler
+    from threadpoolctl import threadpool_limits
+
+    scores_NK = np.zeros((len(targets_N), int(targets_N.max()) + 1))
+    with (
+        warnings.catch_warnings(),
+        # On problems this small, threads wait for each other: two of them took eight times as long.
+        threadpool_limits(1, user_api="blas"),
+        progress("checking labels", repeats * FOLDS, "folds") as advance,
+    ):
+        # A model stopped early is as good for this.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        for repeat in range(repeats):
+            folds = StratifiedKFold(FOLDS, shuffle=True, random_state=repeat)
+            for known, asked in folds.split(features_NF, targets_N):
+                scaler = StandardScaler().fit(features_NF[known])
+                model = LogisticRegression(C=PENALTY, class_weight="balanced", max_iter=200)
+                model.fit(scaler.transform(features_NF[known]), targets_N[known])
+                scores_NK[asked] += model.predict_proba(scaler.transform(features_NF[asked]))
+                advance(1)
+    return scores_NK / repeats
+
+
+def _rate(scores_NK: NDArray[np.float64], targets_N: NDArray[np.int64]) -> tuple[float, bool]:
+    right_N = scores_NK.argmax(axis=1) == targets_N
+    classes = scores_NK.shape[1]
+    accuracy = float(np.mean([right_N[targets_N == target].mean() for target in range(classes)]))
+    return accuracy, accuracy >= _needed(classes)
+
+
+def _needed(classes: int) -> float:
+    chance = 1 / classes
+    return chance + TRUSTED * (1 - chance)
+
+
+def _stratified(targets_N: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """About `count` rows, every class with its share and at least what the folds need."""
+    random = np.random.default_rng(0)
+    kept = []
+    for target in np.unique(targets_N):
+        rows = random.permutation(np.flatnonzero(targets_N == target))
+        kept.append(rows[: max(FEWEST_IN_CLASS, round(count * len(rows) / len(targets_N)))])
+    return np.sort(np.concatenate(kept))
