@@ -145,6 +145,23 @@ def test_loss_that_is_no_number_ends_with_a_sentence_and_keeps_the_good_epoch(tm
     assert all(value.isfinite().all() for value in state.values())
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        # Cut off in a row, a word for a number, more cells than names, no text at all.
+        "epoch,step,val/top1\n1,41,0.5\n2,",
+        "epoch,step,val/top1\n1,many,0.5\n",
+        "epoch,step,val/top1\n1,41,0.5,7,8\n",
+        b"epoch,step\n\xff\xfe,1\n",
+    ],
+)
+def test_damaged_curves_are_one_sentence(tmp_path, text):
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=r"metrics.csv is damaged: put it right"):
+        read_curves(tmp_path)
+
+
 def test_report_says_speed_and_time_left(tmp_path):
     run, data, recipe = start(tmp_path / "run", epochs=2)
     lines = []

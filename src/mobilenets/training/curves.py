@@ -103,8 +103,13 @@ def _read(folder: Path) -> list[dict[str, float]]:
     path = folder / "metrics.csv"
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
-        return [
-            {key: int(value) if key in _COUNTS else float(value) for key, value in row.items()}
-            for row in csv.DictReader(file)
-        ]
+    try:
+        with path.open(newline="") as file:
+            return [
+                {key: int(value) if key in _COUNTS else float(value) for key, value in row.items()}
+                for row in csv.DictReader(file)
+            ]
+    except (ValueError, TypeError, csv.Error):
+        raise ValueError(
+            f"{path} is damaged: put it right, or move it away to go on without the curves so far"
+        ) from None

@@ -56,7 +56,7 @@ class ScheduleChoice(_Choices):
     """Learning rate over the steps: a linear warm-up, then down.
 
     `linear` and `cosine` go down to `final` times the peak; `exponential` multiplies by `factor`
-    every `every` epochs, in stairs.
+    every `every` epochs, in stairs, and has no warm-up when the end is set in time (`max_seconds`).
     """
 
     name: Literal["constant", "linear", "cosine", "exponential"] = "cosine"
