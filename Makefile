@@ -9,7 +9,7 @@ demo: $(INSTALLED)
 	$(BIN)/mobilenets demo --output runs/demo --overwrite
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --cov --cov-report=term:skip-covered
 
 check: lint test docs wheel
 

@@ -25,7 +25,7 @@ def untrained_run(folder, spec, classes=3):
     half = (0.5,) * spec.input_channels
     preprocessing = Preprocessing(spec.height, spec.across, channels, mean=half, std=half)
     task = CLASSIFICATION([f"class {index}" for index in range(classes)], preprocessing)
-    run = Run.create(folder, task, spec, CLASSIFICATION.recipes()["small"], {"where": "nowhere"})
+    run = Run.create(folder, task, spec, CLASSIFICATION.recipes()["cifar"], {"where": "nowhere"})
     model = create_model(spec, classes)
     with torch.no_grad():
         for module in model.modules():
