@@ -47,6 +47,11 @@ def mobilenets(*arguments: object) -> dict:
     return json.loads(answer)
 
 
+def name_of(argument: object) -> str:
+    """What a reader types: paths by their last part."""
+    return argument.name if isinstance(argument, Path) else str(argument)
+
+
 def trained(name: str, data: object, folder: Path, *arguments: object) -> dict:
     """Train, evaluate on the test part, and keep the curve."""
     started = time.monotonic()
@@ -57,7 +62,7 @@ def trained(name: str, data: object, folder: Path, *arguments: object) -> dict:
     print(f"{name}: val {best['top1']:.4f}, test {test['top1']:.4f}, {seconds} s", flush=True)
     rows = read_curves(folder)
     return {
-        "command": "mobilenets train " + " ".join(map(str, arguments)),
+        "command": " ".join(["mobilenets train", name_of(data), *map(name_of, arguments)]),
         "model": best["model"],
         "seconds": seconds,
         "best_epoch": best["epoch"],
@@ -72,7 +77,7 @@ def trained(name: str, data: object, folder: Path, *arguments: object) -> dict:
 
 def draw(results: dict[str, dict], path: Path) -> None:
     """Losses and accuracy of all recipes by epoch."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(12, 4), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     for number, (name, result) in enumerate(results.items()):
         epochs = range(1, len(result["curve"]["val/loss"]) + 1)
@@ -83,7 +88,7 @@ def draw(results: dict[str, dict], path: Path) -> None:
     loss.set(title="Loss: validation, and training dotted", xlabel="epoch", yscale="log")
     accuracy.set(title="Validation top-1", xlabel="epoch", ylim=(0, 1))
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
-    accuracy.legend(frameon=False, fontsize="small")
+    figure.legend(*accuracy.get_legend_handles_labels(), loc="outside right", frameon=False)
     for axes in (loss, accuracy):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
