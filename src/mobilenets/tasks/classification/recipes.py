@@ -35,7 +35,7 @@ ARTICLE = Recipe(
 """The practice that this project grew from, as it was: a much-read article's CIFAR-10 training, which
 reached 71.99 % at best and overfitted from its first epoch. `mobilenets train cifar10 --model 1.0-32 --recipe
 article`; on 8,000 images (`benchmarks/recipes.py`) 15 epochs took 7:27 on one busy core and reached 21.1 %, with the
-validation loss rising from the eighth epoch on.
+validation loss rising after the tenth epoch.
 
 Its faults, and the option that mends each:
 
