@@ -231,14 +231,24 @@ def test_stairs_by_time(clock, step, expected):
         ({"max_seconds": 100}, Standing(), 30.0, 70.0),
         ({"max_seconds": 100}, Standing(), 130.0, 0.0),
         # By epochs: 10 of 30 steps took 30 seconds.
-        ({}, Standing(step=10), 30.0, 60.0),
-        ({}, Standing(step=30), 30.0, 0.0),
+        ({}, Standing(step=10, share=1 / 3), 30.0, 60.0),
+        ({}, Standing(step=30, share=1.0), 30.0, 0.0),
     ],
 )
 def test_seconds_left(clock, made, standing, now, expected):
     made = Plan(recipe(**made), 100, 10)
     clock.now += now
     assert made.seconds_left(standing) == pytest.approx(expected)
+
+
+# A run that goes on is as fast as it is now, not as it was, and reading the images is over.
+def test_seconds_left_of_a_run_that_goes_on(clock):
+    made, standing = Plan(recipe(), 100, 10, already=500.0), Standing(step=15, seconds=9000.0)
+    made.start(standing)
+    assert standing.share == 0.5
+    clock.now += 30.0
+    standing.share = 0.75
+    assert made.seconds_left(standing) == pytest.approx(30.0)
 
 
 # Compiling, memory, caches: a first step of a few seconds is usual, of a minute with compile=true.

@@ -97,12 +97,14 @@ class Plan:
         self._step_seconds = 0.0
         self._measured = 0
         self._evaluation_seconds = 0.0
+        self._session = self._started, 0.0
 
     def start(self, standing: Standing) -> None:
         """Go on from where a run stands."""
         self._started -= standing.seconds
         if self._max_seconds is None:
             standing.share = standing.step / self._steps
+        self._session = time.monotonic(), standing.share
 
     @property
     def seconds(self) -> float:
@@ -147,8 +149,10 @@ class Plan:
         """Until the run ends."""
         if self._max_seconds is not None:
             return max(0.0, self._max_seconds - self.seconds)
-        done = standing.step / self._steps
-        return self.seconds / max(done, 1e-9) * (1 - done)
+        # By the speed of this session: reading the images, and earlier sessions, tell nothing of it.
+        started, share = self._session
+        spent = time.monotonic() - started
+        return spent / max(standing.share - share, 1e-9) * (1 - standing.share)
 
     def _steps_left(self, standing: Standing) -> float:
         assert self._max_seconds is not None
