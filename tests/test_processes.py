@@ -99,8 +99,11 @@ def test_two_processes_match_one(runs):
     assert distance(runs / "first", runs / "two") < TOLERANCE
     for one, two in zip(read_curves(runs / "first"), read_curves(runs / "two"), strict=True):
         assert one["val/images"] == two["val/images"] == 21
-        for name in ("train/loss", "train/top1", "val/loss", "val/top1", "val/class_top1"):
+        for name in ("train/loss", "val/loss", "val_raw/loss"):
             assert one[name] == pytest.approx(two[name], rel=TOLERANCE), name
+        # So early, an image may be told one way or the other.
+        for name in ("train/top1", "val/top1", "val/class_top1"):
+            assert one[name] == pytest.approx(two[name], abs=0.05), name
 
 
 def test_another_epoch_would_not_match(runs):
