@@ -693,8 +693,8 @@ def test_max_time_is_kept(tmp_path):
     rows = read_curves(run)
     assert state["standing"]["share"] == 1.0
     # Start-up counts; one evaluation, and writing the last files, come on top.
-    assert 2 < rows[-1]["seconds"] < 5
-    assert took < 6
+    assert 2 < rows[-1]["seconds"] < 7
+    assert took < 12
     # The schedule is over when the time is: a cosine from 0.05.
     assert rows[-1]["train/lr"] < 0.005
     with (run / "metrics.csv").open() as file:
