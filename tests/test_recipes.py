@@ -304,6 +304,8 @@ def test_minutes_and_a_number_are_minutes_and_seconds():
         ("epochs: 2\nbatch_size: 8\naccumulate: 9\n", r"accumulate is 9: at most batch_size, 8"),
         ("batch_size: 8\n", r"epochs is missing"),
         ("", r"a recipe is a list of `key: value` lines"),
+        ("[1, 2]", r"a recipe is a list of `key: value` lines"),
+        ("epochs: [", r"not a recipe"),
         ("- epochs: 2\n", r"a recipe is a list of `key: value` lines"),
         ("epochs: [\n", r"not a recipe \("),
         ("epochs: 2\n\tname: a\n", r"not a recipe \("),

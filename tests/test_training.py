@@ -14,7 +14,7 @@ from mobilenets import Run, tasks
 from mobilenets.architecture import MobileNetSpec
 from mobilenets.architecture.network import MobileNet
 from mobilenets.cli.main import run as cli
-from mobilenets.training.checkpoint import write_aside
+from mobilenets.data.files import write_aside
 from mobilenets.training.curves import read_curves
 from mobilenets.training.device import find_device
 from mobilenets.training.evaluation import evaluate
@@ -26,7 +26,6 @@ from mobilenets.training.recipe import (
     Recipe,
     ScheduleChoice,
     find_recipe,
-    read_recipe,
 )
 
 CPU = torch.device("cpu")
@@ -224,23 +223,6 @@ def test_optimizers_are_built_as_the_recipe_says():
 def test_wrong_overrides_name_key_value_and_nearest(changes, message):
     with pytest.raises(ValueError, match=message):
         Recipe(name="x", epochs=1).override(changes)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("epochs: 2\noptimiser: {lr: 1}\n", r"there is no key 'optimiser'; nearest: optimizer"),
-        ("epochs: 2\noptimizer: {rate: 1}\n", r"there is no key 'optimizer.rate'"),
-        ("[1, 2]", r"a recipe is a list of `key: value` lines"),
-        ("epochs: [", r"not a recipe"),
-        ("batch_size: 8\n", r"epochs is missing"),
-    ],
-)
-def test_wrong_recipe_files(tmp_path, text, message):
-    path = tmp_path / "mine.yaml"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=message):
-        read_recipe(path)
 
 
 def test_recipes_are_found_by_name_and_by_file(tmp_path):

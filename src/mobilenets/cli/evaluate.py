@@ -36,7 +36,7 @@ def evaluate(
     skip_or_stop = on_bad_image_choice(on_bad_image)
 
     from mobilenets.training.device import find_device
-    from mobilenets.training.evaluation import gather
+    from mobilenets.training.evaluation import measure
     from mobilenets.training.memory import keep_freed_memory
     from mobilenets.training.run import Run
 
@@ -48,9 +48,8 @@ def evaluate(
     )
     for warning in warnings:
         note(f"warning: {warning}")
-    metrics = opened.task.metrics()
-    images = gather(metrics, opened.model.to(target), loader, target, "evaluating", mirror=mirror)
-    figures = {**metrics.compute(), "images": images}
+    model = opened.model.to(target)
+    figures, metrics = measure(opened.task, model, loader, target, mirror=mirror)
     if as_json:
         details = metrics.details()
         print_json({"run": str(run), "data": data, "split": name, **figures, **details})

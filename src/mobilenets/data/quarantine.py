@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mobilenets.data.doctor import Report, printable
+from mobilenets.data.files import write_aside
 from mobilenets.data.sources import is_image_folder
 
 MANIFEST = "moved.json"
@@ -225,7 +226,7 @@ def _read_manifest(quarantine: Path) -> dict[str, Any]:
 def _write_manifest(
     quarantine: Path, data: Path, before: list[dict[str, Any]], moves: list[Move]
 ) -> None:
-    """Written beside its place and renamed into it; ASCII, so that any file name survives."""
+    """ASCII, so that any file name survives."""
     entries = [
         {
             "from": str(move.source.relative_to(data)),
@@ -234,8 +235,5 @@ def _write_manifest(
         }
         for move in moves
     ]
-    quarantine.mkdir(parents=True, exist_ok=True)
-    aside = quarantine / f".{MANIFEST}.{os.getpid()}.part"
     text = json.dumps({"data": str(data), "moved": [*before, *entries]}, indent=2)
-    aside.write_text(text + "\n")
-    aside.replace(quarantine / MANIFEST)
+    write_aside(quarantine / MANIFEST, (text + "\n").encode())

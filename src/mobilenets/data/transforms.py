@@ -198,6 +198,17 @@ def to_picture(input_CHW: Tensor, preprocessing: Preprocessing) -> Image.Image:
     return Image.fromarray(pixels_HWC[:, :, 0] if pixels_HWC.shape[2] == 1 else pixels_HWC)
 
 
+def scaled(picture: Image.Image, side: int) -> Image.Image:
+    """A picture to look at, its longer side made `side` pixels; small ones keep sharp pixels.
+
+    >>> scaled(Image.new("L", (8, 4)), 160).size
+    (160, 80)
+    """
+    scale = side / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    return picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
+
+
 def _recolour(image_CHW: Tensor, distortion: Distortion) -> Tensor:
     from torchvision.transforms import v2
 

@@ -1,10 +1,9 @@
-"""Writing files so that a crash or a full disk never spoils what was there before."""
+"""A run's JSON, weights and state, each written whole or not at all."""
 
 from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,24 +12,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-
-def write_aside(path: Path, content: bytes) -> None:
-    """Write a file whole: first beside its place, then renamed into it.
-
-    Raises:
-        OSError: with the file's name, such as no space left; the old file is untouched.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from None
+from mobilenets.data.files import write_aside
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
-from mobilenets.training.checkpoint import write_aside
+from mobilenets.data.files import write_aside
 
 _COUNTS = ("epoch", "step")
 

@@ -28,24 +28,24 @@ def evaluate(
     Args:
         mirror: average the outputs for each image and its mirror image.
     """
-    metrics = task.metrics()
-    images = gather(metrics, model, loader, device, what, processes=processes, mirror=mirror)
-    return {**metrics.compute(), "images": images}
+    figures, _ = measure(task, model, loader, device, what, processes=processes, mirror=mirror)
+    return figures
 
 
-def gather(
-    metrics: Metrics,
+def measure(
+    task: Task,
     model: nn.Module,
     loader: Loader,
     device: torch.device,
-    what: str,
+    what: str = "evaluating",
     *,
     processes: Processes = ALONE,
     mirror: bool = False,
-) -> int:
-    """Run a model over a loader into metrics, and give the number of images."""
+) -> tuple[dict[str, float], Metrics]:
+    """As `evaluate`, and the metrics themselves, which have the details."""
     model.eval()
-    images = 0
+    metrics = task.metrics()
+    counted = 0
     with torch.inference_mode(), progress(what, loader.images) as advance:
         for batch in loader.batches(shard=processes.shard):
             if len(batch):
@@ -54,6 +54,7 @@ def gather(
                 if mirror:
                     outputs = (outputs + model(batch.images_NCHW.flip(-1))) / 2
                 metrics.update(outputs, batch)
-            images += len(batch)
+            counted += len(batch)
             advance(batch.whole)
-    return round(processes.total({"images": float(images)}, device)["images"])
+    images = round(processes.total({"images": float(counted)}, device)["images"])
+    return {**metrics.compute(), "images": images}, metrics

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mobilenets.architecture.layer_rows import layers_of
 from mobilenets.cost.count import count
 from mobilenets.cost.quantities import format_quantity
-from mobilenets.training.checkpoint import write_aside
+from mobilenets.data.files import write_aside
 from mobilenets.training.recipe import Recipe
 from mobilenets.training.run import Run
 

@@ -93,6 +93,8 @@ class Plan:
         self._stair = stair_steps(images, recipe.batch_size, recipe.schedule.every)
         self._steps = recipe.epochs * steps_per_epoch
         self._max_seconds = recipe.max_seconds
+        if self._max_seconds is not None and self._schedule.name == "exponential":
+            self._schedule = self._schedule.model_copy(update={"warmup": 0.0})
         self._started = time.monotonic() - already
         self._step_seconds = 0.0
         self._measured = 0
@@ -117,7 +119,7 @@ class Plan:
             return lr_factor(standing.step, self._steps, self._schedule, self._stair)
         if self._schedule.name == "exponential":
             # Its stairs are a number of epochs wide, however many of them there is time for.
-            return lr_factor(standing.step, math.inf, _no_warmup(self._schedule), self._stair)
+            return lr_factor(standing.step, math.inf, self._schedule, self._stair)
         return lr_factor(standing.share * _TIME_STEPS, _TIME_STEPS, self._schedule)
 
     def stepped(self, standing: Standing, seconds: float) -> None:
@@ -162,7 +164,3 @@ class Plan:
         if epoch_over and left < self._step_seconds + self._evaluation_seconds:
             return 0.0
         return left / (self._step_seconds + self._evaluation_seconds / self._steps_per_epoch)
-
-
-def _no_warmup(schedule: Any) -> Any:
-    return schedule.model_copy(update={"warmup": 0.0})

@@ -25,9 +25,10 @@ from torch import nn
 
 from mobilenets.architecture.preprocessing import Preprocessing
 from mobilenets.architecture.spec import MobileNetSpec
+from mobilenets.data.files import write_aside
 from mobilenets.data.images import find_images, image_to_tensor, read_image
 from mobilenets.data.transforms import fit, normalise
-from mobilenets.training.checkpoint import write_aside, write_json
+from mobilenets.training.checkpoint import write_json
 from mobilenets.training.recipe import Recipe, read_recipe
 from mobilenets.training.registry import find_task
 from mobilenets.training.task import Prediction, Task

@@ -11,13 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mobilenets.architecture.preprocessing import Preprocessing
 from mobilenets.data.loaders import Batch, Loader, mixed
-from mobilenets.data.transforms import to_picture
+from mobilenets.data.transforms import scaled, to_picture
 from mobilenets.training.averaging import average_of
 from mobilenets.training.checkpoint import write_json, write_training_state, write_weights
 from mobilenets.training.device import check_compiler
-from mobilenets.training.evaluation import gather
+from mobilenets.training.evaluation import measure
 from mobilenets.training.initialisation import freeze_first_layer, prepare, whiten
 from mobilenets.training.model_card import write_model_card
 from mobilenets.training.optimizers import build_optimizer
@@ -135,10 +134,14 @@ class Session:
         Raises:
             ValueError: the loss is no longer a number.
         """
+        sums = self._sums()
+        return {f"train/{name}": sums[name] / self.standing.images for name in sums}
+
+    def _sums(self) -> dict[str, float]:
+        """The epoch's sums over all processes, known to be numbers."""
         sums = self.processes.total(self.standing.plain_sums(), self.device)
-        figures = {f"train/{name}": sums[name] / self.standing.images for name in sums}
-        self._check_finite(figures)
-        return figures
+        self._check_finite(sums)
+        return sums
 
     def _check_finite(self, figures: Mapping[str, float]) -> None:
         if not all(map(math.isfinite, figures.values())):
@@ -187,9 +190,7 @@ class Session:
         Raises:
             ValueError: the loss is no longer a number, and this state worth nothing.
         """
-        if self.standing.images:
-            self.train_figures()
-        sums = self.processes.total(self.standing.plain_sums(), self.device)
+        sums = self._sums()
         if not self.processes.first:
             return
         write_training_state(
@@ -243,32 +244,23 @@ class Session:
         with torch.inference_mode():
             outputs = self.trained(self._samples.to(self.device)).float().cpu().numpy()
         return [
-            prediction.draw(_enlarged(image, task.preprocessing))
+            prediction.draw(scaled(to_picture(image, task.preprocessing), SAMPLE_SIDE))
             for image, prediction in zip(self._samples, task.decode(outputs), strict=True)
         ]
 
     def _validate(self, model: nn.Module) -> tuple[dict[str, float], Metrics]:
-        metrics = self.run.task.metrics()
-        images = gather(
-            metrics,
+        return measure(
+            self.run.task,
             model,
             self.data.val,
             self.device,
             "validating",
             processes=self.processes,
         )
-        return {**metrics.compute(), "images": images}, metrics
 
 
 def _first_images(loader: Loader, count: int) -> Tensor:
     return next(iter(loader.batches())).images_NCHW[:count].clone()
-
-
-def _enlarged(image_CHW: Tensor, preprocessing: Preprocessing) -> Image.Image:
-    picture = to_picture(image_CHW, preprocessing)
-    scale = SAMPLE_SIDE / max(picture.size)
-    size = (round(picture.width * scale), round(picture.height * scale))
-    return picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
 
 
 def check_recipe(task: Task, recipe: Recipe, device: torch.device) -> None:

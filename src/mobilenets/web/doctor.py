@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from mobilenets.data.doctor import Finding, Report
+from mobilenets.data.files import write_aside
 from mobilenets.data.images import BadImageError
-from mobilenets.training.checkpoint import write_aside
+from mobilenets.data.transforms import scaled
+from mobilenets.web.pages import data_uri, render
 
 THUMBNAIL = 160
 # About 6 KB each: more would make a page that a browser is slow to open.
@@ -36,13 +36,6 @@ class _Section:
 
 def write_page(report: Report, path: Path) -> None:
     """Write the page: figures, then the findings kind by kind, copies side by side."""
-    environment = Environment(
-        loader=PackageLoader("mobilenets.web"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     pictures = _Pictures(report)
     sections = [
         _Section(
@@ -57,7 +50,8 @@ def write_page(report: Report, path: Path) -> None:
         for severity, kind in report.counts()
     ]
     numbers = report.to_dict()["counts"]
-    page = environment.get_template("doctor.html").render(
+    page = render(
+        "doctor.html",
         report=report,
         sections=sections,
         tiles=[(severity, numbers[severity], _PLURAL[severity]) for severity in numbers],
@@ -104,16 +98,7 @@ class _Pictures:
             self._uris[name] = None
             return None
         picture = Image.fromarray(pixels_CHW.permute(1, 2, 0).numpy())
-        self._uris[name] = _data_uri(picture)
+        # A small picture is enlarged as it is, and kept exact.
+        kind: Literal["PNG", "JPEG"] = "PNG" if max(picture.size) < THUMBNAIL else "JPEG"
+        self._uris[name] = data_uri(scaled(picture, THUMBNAIL), kind)
         return self._uris[name]
-
-
-def _data_uri(picture: Image.Image) -> str:
-    scale = THUMBNAIL / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    # A small picture is enlarged as it is, and kept exact.
-    sampling = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
-    kind = "PNG" if scale > 1 else "JPEG"
-    encoded = io.BytesIO()
-    picture.resize(size, sampling).save(encoded, kind, quality=80)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(encoded.getvalue()).decode()}"

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL import Image
-from torch import Tensor
-
 from mobilenets.architecture.layer_rows import layers_of
-from mobilenets.architecture.preprocessing import Preprocessing
 from mobilenets.cost.count import count
 from mobilenets.cost.quantities import format_quantity
-from mobilenets.data.transforms import to_picture
+from mobilenets.data.files import write_aside
+from mobilenets.data.transforms import scaled, to_picture
 from mobilenets.deploy.parity import Parity
 from mobilenets.runtimes.timing import Timing
 from mobilenets.tasks.classification.analysis import Analysis, Mistake
-from mobilenets.training.checkpoint import write_aside
 from mobilenets.training.curves import read_curves
 from mobilenets.training.run import Run
+from mobilenets.web.pages import data_uri, render
 
 MOST_CLASSES_IN_MATRIX = 30
 THUMBNAIL = 96
@@ -52,15 +47,9 @@ class ReportData:
 
 def write_report(run: Run, data: ReportData, path: Path) -> None:
     """Write the page: curves, confusion matrix, worst mistakes, cost, latency, next commands."""
-    environment = Environment(
-        loader=PackageLoader("mobilenets.web"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     counted = count(layers_of(run.spec, len(run.labels)))
-    page = environment.get_template("report.html").render(
+    page = render(
+        "report.html",
         run=run,
         data=data,
         best=run.config["metrics"],
@@ -142,19 +131,9 @@ class _Shown:
 
 def _shown(mistake: Mistake, run: Run) -> _Shown:
     return _Shown(
-        image=_data_uri(mistake.input_CHW, run.preprocessing),
+        # As the network saw it.
+        image=data_uri(scaled(to_picture(mistake.input_CHW, run.preprocessing), THUMBNAIL), "PNG"),
         target=run.labels[mistake.target],
         guess=run.labels[mistake.guess],
         score=mistake.score,
     )
-
-
-def _data_uri(input_CHW: Tensor, preprocessing: Preprocessing) -> str:
-    """The picture as the network saw it, enlarged where it is tiny."""
-    picture = to_picture(input_CHW, preprocessing)
-    scale = THUMBNAIL / max(picture.size)
-    size = (round(picture.width * scale), round(picture.height * scale))
-    sampling = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
-    encoded = io.BytesIO()
-    picture.resize(size, sampling).save(encoded, "PNG")
-    return "data:image/png;base64," + base64.b64encode(encoded.getvalue()).decode()

@@ -1,0 +1,25 @@
+"""Writing files so that a crash or a full disk never spoils what was there before."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def write_aside(path: Path, content: bytes) -> None:
+    """Write a file whole: first beside its place, then renamed into it.
+
+    Raises:
+        OSError: with the file's name, such as no space left; the old file is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
