@@ -16,7 +16,7 @@ DIGITS = Recipe(
     optimizer=OptimizerChoice(name="sgd", lr=0.05, momentum=0.9, weight_decay=5e-4),
     schedule=ScheduleChoice(name="cosine", warmup=0.1),
     augmentation=AugmentationChoice(mirror=False, shift=0.125),
-    expected="0.5-16-s4-shallow: 98.1 % of the held-out fifth, mean of four seeds (96.7 to 99.2; seed 0: 99.2)",
+    expected="0.5-16-s4-shallow: 96.9 % of the held-out fifth, mean of four seeds (95.8 to 98.1; seed 0: 96.1)",
 )
 """Handwritten digits: `mobilenets train digits --model 0.5-16-s4-shallow`, 40 s on 2 cores."""
 
