@@ -11,7 +11,7 @@ from torchmetrics.classification import MulticlassCalibrationError
 from mobilenets import tasks
 from mobilenets.architecture.preprocessing import Preprocessing
 from mobilenets.data.loaders import Batch
-from mobilenets.tasks.classification.calibration import CalibrationError
+from mobilenets.tasks.classification.calibration import Reliability
 from mobilenets.tasks.classification.metrics import ClassificationMetrics
 from mobilenets.tasks.classification.task import class_weights
 from mobilenets.training.recipe import Recipe
@@ -141,10 +141,10 @@ def test_a_loss_that_is_no_number_is_not_hidden(bad):
 
 
 def error_of(scores, targets, batch_size=1000):
-    metric = CalibrationError()
+    metric = Reliability()
     for start in range(0, len(targets), batch_size):
         metric.update(scores[start : start + batch_size], targets[start : start + batch_size])
-    return metric.compute().item()
+    return metric.error(metric.compute())
 
 
 @pytest.mark.parametrize(

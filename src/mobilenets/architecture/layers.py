@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -74,7 +75,9 @@ class ConvUnit(nn.Module):
 
         oneDNN takes 16 ms to go back through 1,024 depthwise filters on a 2x2 map, and 1 ms when
         the map is padded beforehand; a pointwise layer on a small map is quicker as a matrix
-        product (`benchmarks/train_throughput.py`; docs/log.md).
+        product; in bfloat16 a depthwise layer of stride 2 takes five times as long back as one of
+        stride 1 of which every second row and column is kept (`benchmarks/train_throughput.py`;
+        docs/log.md).
         """
         conv = self.conv
         if self.training and x_NCHW.device.type == "cpu":
@@ -85,6 +88,9 @@ class ConvUnit(nn.Module):
             if conv.groups > 1 and conv.padding == (1, 1) and min(height, width) <= 2:
                 padded_NCHW = F.pad(x_NCHW, (1, 1, 1, 1))
                 return F.conv2d(padded_NCHW, conv.weight, stride=conv.stride, groups=conv.groups)
+            if conv.groups > 1 and conv.stride == (2, 2) and x_NCHW.dtype == torch.bfloat16:
+                dense_NCHW = F.conv2d(x_NCHW, conv.weight, padding=conv.padding, groups=conv.groups)
+                return dense_NCHW[..., ::2, ::2].contiguous(memory_format=torch.channels_last)
         result: Tensor = conv(x_NCHW)
         return result
 

@@ -18,6 +18,7 @@ from mobilenets.cli.output import note
 from mobilenets.cli.paper import paper
 from mobilenets.cli.pick import pick
 from mobilenets.cli.predict import predict
+from mobilenets.cli.reproduce import reproduce
 from mobilenets.cli.train import train
 
 app = typer.Typer(
@@ -51,7 +52,7 @@ def _options(
     """Image models that fit a phone: count, pick, train, prove, export."""
 
 
-for verb in (cost, pick, doctor, train, evaluate, predict, export, demo):
+for verb in (cost, pick, doctor, train, evaluate, predict, export, demo, reproduce):
     app.command()(verb)
 app.add_typer(paper, name="paper")
 

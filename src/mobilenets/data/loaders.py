@@ -16,6 +16,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -57,6 +58,19 @@ class Batch:
         """The batch on a device, channels last."""
         images = self.images_NCHW.to(device, non_blocking=True, memory_format=torch.channels_last)
         return Batch(images, self.targets_N.to(device, non_blocking=True), self.whole)
+
+    def resized(self, size: Sequence[int]) -> Batch:
+        """The batch at another height and width, antialiased.
+
+        >>> batch = Batch(torch.zeros(2, 3, 32, 32), torch.zeros(2, dtype=torch.int64), whole=2)
+        >>> batch.resized([24, 24]).images_NCHW.shape
+        torch.Size([2, 3, 24, 24])
+        """
+        if tuple(size) == tuple(self.images_NCHW.shape[-2:]):
+            return self
+        images = F.interpolate(self.images_NCHW, list(size), mode="bilinear", antialias=True)
+        images = images.contiguous(memory_format=torch.channels_last)
+        return Batch(images, self.targets_N, self.whole)
 
     def pieces(self, count: int) -> Iterator[Batch]:
         """The batch in `count` pieces, for gradients that are gathered before a step.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -35,6 +37,17 @@ def find_device(wanted: str = "auto") -> torch.device:
     if not available[kind]:
         raise ValueError(f"this machine has no {wanted} device that torch can use: use auto or cpu")
     return torch.device(wanted)
+
+
+def machine(device: torch.device) -> str:
+    """The processor that computes, in words, for figures that are kept."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpus = Path("/proc/cpuinfo")
+    lines = cpus.read_text().splitlines() if cpus.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
 
 
 @contextmanager

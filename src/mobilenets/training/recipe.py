@@ -81,6 +81,26 @@ class AugmentationChoice(_Choices):
     cutmix: float = Field(default=0.0, ge=0, description="alpha; 0 is off")
 
 
+class GrowthChoice(_Choices):
+    """Images that grow while training: from `start` of their side to the whole of it.
+
+    They grow in eighths of the side over the first `until` of the schedule; small images cost less,
+    so that more of them are seen in the same time (arXiv 2104.00298 calls it progressive learning).
+
+    >>> growth = GrowthChoice(start=0.75, until=0.5)
+    >>> [growth.side(32, done) for done in (0.0, 0.2, 0.4, 0.5)]
+    [24, 28, 32, 32]
+    """
+
+    start: float = Field(default=0.75, gt=0, lt=1, description="share of the side")
+    until: float = Field(default=0.6, gt=0, le=1, description="share of the schedule")
+
+    def side(self, whole: int, done: float) -> int:
+        """Pixels a side of images that are `whole` at the end, when `done` of the schedule is."""
+        share = self.start + (1 - self.start) * min(1.0, done / self.until)
+        return max(1, round(whole * round(8 * share) / 8))
+
+
 class EarlyStopping(_Choices):
     """End when a validation figure has not improved for `patience` epochs."""
 
@@ -106,6 +126,7 @@ class Recipe(_Choices):
     optimizer: OptimizerChoice = OptimizerChoice()
     schedule: ScheduleChoice = ScheduleChoice()
     augmentation: AugmentationChoice = AugmentationChoice()
+    growth: GrowthChoice | None = None
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     class_weights: bool = Field(default=False, description="weigh rare classes up")
     outputs: int | None = Field(default=None, ge=1, description="logits; as many as classes")
@@ -119,6 +140,7 @@ class Recipe(_Choices):
     compile: bool = False
     deterministic: bool = False
     early_stopping: EarlyStopping | None = None
+    fraction: float = Field(default=1.0, gt=0, le=1, description="of the training images used")
     held_out: float = Field(default=0.1, gt=0, lt=1, description="share without a val split")
     seed: int = Field(default=0, ge=0)
     expected: str = Field(default="", description="the result it reached, and on what")

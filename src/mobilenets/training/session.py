@@ -85,10 +85,14 @@ class Session:
         torch.manual_seed(mixed(recipe.seed, standing.step, self.processes.rank))
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
+        batch = batch.to(self.device)
+        if recipe.growth is not None:
+            sides = batch.images_NCHW.shape[-2:]
+            batch = batch.resized([recipe.growth.side(side, standing.share) for side in sides])
         # Batch norm needs two images a piece, also in a small last batch, and every process as many
         # pieces as the others.
         pieces = max(1, min(recipe.accumulate, batch.whole // (2 * self.processes.count)))
-        for piece in batch.to(self.device).pieces(pieces):
+        for piece in batch.pieces(pieces):
             with torch.autocast(
                 self.device.type,
                 _PRECISIONS[recipe.precision],

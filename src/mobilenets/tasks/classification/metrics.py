@@ -33,15 +33,16 @@ class ClassificationMetrics:
         from torchmetrics import MeanMetric
         from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-        from mobilenets.tasks.classification.calibration import CalibrationError
+        from mobilenets.tasks.classification.calibration import Reliability
 
         self._labels = tuple(labels)
         outputs = outputs or len(labels)
         self._confusion = MulticlassConfusionMatrix(outputs)
         self._top5 = MulticlassAccuracy(outputs, average="micro", top_k=min(5, outputs))
         self._loss = MeanMetric(nan_strategy="disable")
-        self._calibration = CalibrationError()
+        self._reliability = Reliability()
         self._confusion_KK: Tensor | None = None
+        self._reliability_B3: Tensor | None = None
 
     def update(self, outputs: Tensor, batch: Batch) -> None:
         """Count one batch of logits (N, K)."""
@@ -49,11 +50,12 @@ class ClassificationMetrics:
         self._confusion.update(logits_NK, targets_N)
         self._top5.update(logits_NK, targets_N)
         self._loss.update(F.cross_entropy(logits_NK, targets_N, reduction="none"))
-        self._calibration.update(logits_NK.softmax(1), targets_N)
+        self._reliability.update(logits_NK.softmax(1), targets_N)
 
     def compute(self) -> dict[str, float]:
         """The five figures, over all processes."""
         confusion_KK = self._confusion_KK = self._confusion.compute().double()
+        self._reliability_B3 = self._reliability.compute()
         right_K, images_K = confusion_KK.diagonal(), confusion_KK.sum(1)
         seen_K = images_K > 0
         return {
@@ -61,15 +63,17 @@ class ClassificationMetrics:
             "top5": self._top5.compute().item(),
             "loss": self._loss.compute().item(),
             "class_top1": (right_K[seen_K] / images_K[seen_K]).mean().item(),
-            "calibration_error": self._calibration.compute().item(),
+            "calibration_error": self._reliability.error(self._reliability_B3),
         }
 
     def details(self) -> dict[str, Any]:
-        """`classes`: images and top-1 of each class; `confusion`: rows are true, columns guessed.
+        """`classes`: images and top-1 of each class; `confusion`: rows are true, columns guessed;
+        `reliability`: mean confidence, top-1 and images of each bin of confidence that has any.
 
         Guesses beyond the labels, which surplus outputs can make, are in no column.
         """
         assert self._confusion_KK is not None, "compute comes first"
+        assert self._reliability_B3 is not None
         count = len(self._labels)
         images_K = self._confusion_KK.sum(1).long().tolist()
         confusion_KK = self._confusion_KK[:count, :count].long().tolist()
@@ -84,4 +88,9 @@ class ClassificationMetrics:
                 for index, label in enumerate(self._labels)
             },
             "confusion": confusion_KK,
+            "reliability": [
+                {"confidence": confidence / images, "top1": right / images, "images": int(images)}
+                for confidence, right, images in self._reliability_B3.tolist()
+                if images
+            ],
         }

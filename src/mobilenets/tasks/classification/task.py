@@ -162,6 +162,8 @@ class Classification(Task):
                 "seed": recipe.seed,
                 "held_out_fingerprint": val.fingerprint(),
             }
+        if recipe.fraction < 1:
+            train, _ = hold_out(train, 1 - recipe.fraction, recipe.seed)
         # The recipe's choices and the loader's distortions have the same names.
         choices = recipe.augmentation.model_dump()
         choices["mirror"] = recipe.augmentation.mirror and source.mirror

@@ -1,0 +1,153 @@
+"""CIFAR-10, from five minutes to an hour and a half, and what each trick is worth.
+
+    python benchmarks/cifar10.py STUDY --data CIFAR10 [--only NAME ...] [--output docs/results/cifar10]
+
+CIFAR10 is a folder of Parquet files in the Hub's layout. Each training holds a tenth of the training
+images out, and every choice, the epoch included, is made on that tenth. The test part is evaluated
+once, after each run of `long`, `short` and `race`; `ablation` never sees it. Each run leaves one JSON
+file: command, recipe, seed, figures, curve, machine, versions, date. A run that was broken off goes on, and one
+that is done is not trained again, as long as its folder under --runs is there.
+`python benchmarks/results_page.py` makes the page and its pictures from them.
+
+Studies: `long`, one run of width 1.0 in at most 100 minutes, exported to ONNX and evaluated there too;
+`short`, three seeds in 25 minutes each; `race`, the article's own recipe for an hour against `cifar`, on
+the same cores; `ablation`, runs of 5 minutes that differ in one trick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from mobilenets.runtimes.onnx import OnnxModel
+from mobilenets.training.curves import read_curves
+from mobilenets.training.device import machine
+from mobilenets.training.run import Run
+
+CURVE = ("epoch", "seconds", "train/loss", "train/top1", "val/loss", "val/top1")
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run: the options of `mobilenets train`, the seeds, and whether the test part is due."""
+
+    options: str
+    seeds: tuple[int, ...] = (0,)
+    test: bool = True
+    export: bool = False
+
+
+LONG = "--model 1.0-32-s16 --recipe cifar --max-time 85m"
+SHORT = "--model 1.0-32-s16 --recipe cifar --max-time 25m"
+FIVE_MINUTES = "--model 0.5-32-s16 --recipe cifar --max-time 5m"
+TRICKS = {
+    "all of them": "",
+}
+STUDIES: dict[str, dict[str, Training]] = {
+    "long": {"long": Training(LONG, export=True)},
+    "short": {"short": Training(SHORT, seeds=(0, 1, 2))},
+    "race": {
+        "article": Training("--model 1.0-32 --recipe article --max-time 60m"),
+        "ours": Training(FIVE_MINUTES),
+    },
+    "ablation": {
+        name: Training(f"{FIVE_MINUTES} {change}", seeds=(0, 1), test=False)
+        for name, change in TRICKS.items()
+    },
+}
+
+
+def mobilenets(*arguments: object) -> dict:
+    command = [sys.executable, "-m", "mobilenets", *map(str, arguments), "--json"]
+    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(answer)
+
+
+def run_of(training: Training, seed: int, data: Path, folder: Path) -> dict:
+    """Train, or find it trained; evaluate; and give all that is worth keeping."""
+    options = [*training.options.split(), "--seed", str(seed)]
+    if (folder / "state.pt").is_file():
+        best = mobilenets("train", "--resume", folder)
+    else:
+        best = mobilenets("train", data, *options, "--output", folder, "--overwrite")
+    rows = read_curves(folder)
+    run = Run.load(folder)
+    result = {
+        "command": f"mobilenets train {data.name} {' '.join(options)}",
+        "data": "CIFAR-10 (JPEG)",
+        "model": best["model"],
+        "seed": seed,
+        "recipe": run.recipe.model_dump(),
+        "seconds": round(rows[-1]["seconds"]),
+        "epochs": len(rows),
+        "best_epoch": best["epoch"],
+        "val_top1": best["top1"],
+        "curve": {name: [round(row[name], 5) for row in rows] for name in CURVE},
+        "machine": machine(torch.device("cpu")),
+        "versions": {name: version(name) for name in ("mobilenets", "torch")},
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+    if "val_raw/top1" in rows[-1]:
+        result["last_val_top1"] = {
+            "averaged": rows[-1]["val/top1"],
+            "raw": rows[-1]["val_raw/top1"],
+        }
+    if training.test:
+        result["test"] = mobilenets("evaluate", folder, data, "--split", "test")
+        mirrored = mobilenets("evaluate", folder, data, "--split", "test", "--mirror")
+        result["test_top1_mirror"] = mirrored["top1"]
+        for name in ("run", "data"):
+            del result["test"][name]
+    if training.export:
+        result["onnx"] = exported(run, data)
+    return result
+
+
+def exported(run: Run, data: Path) -> dict:
+    """Top-1 of the exported file on the whole test part, through ONNX Runtime."""
+    file = mobilenets("export", run.folder, "--to", "onnx", "--overwrite")["file"]
+    _, loader, _ = run.task.open_for_evaluation(str(data), "test", {}, on_bad_image="stop")
+    model = OnnxModel(Path(file))
+    right = agreed = images = 0
+    for batch in loader.batches():
+        outputs = torch.from_numpy(model.run(batch.images_NCHW.contiguous().numpy()))
+        guesses = outputs.argmax(1)
+        right += int((guesses == batch.targets_N).sum())
+        agreed += int((guesses == run.outputs(batch.images_NCHW).argmax(1)).sum())
+        images += len(batch)
+    return {"images": images, "top1": right / images, "agrees_with_torch": agreed}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--only", nargs="*", default=None, help="names of trainings")
+    parser.add_argument("--seeds", type=int, nargs="*", default=None)
+    parser.add_argument("--runs", type=Path, default=Path("runs/cifar10"))
+    parser.add_argument("--output", type=Path, default=Path("docs/results/cifar10"))
+    options = parser.parse_args()
+    folder = options.output / options.study
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, training in STUDIES[options.study].items():
+        if options.only is not None and name not in options.only:
+            continue
+        for seed in training.seeds if options.seeds is None else options.seeds:
+            file = f"{name}-seed{seed}"
+            result = run_of(training, seed, options.data, options.runs / options.study / file)
+            result = {"study": options.study, "name": name, **result}
+            (folder / f"{file}.json").write_text(json.dumps(result, indent=1) + "\n")
+            test = f", test {result['test']['top1']:.4f}" if training.test else ""
+            print(f"{file}: val {result['val_top1']:.4f}{test}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""The results page of the documentation and its pictures, from the JSON files under docs/results.
+
+    python benchmarks/results_page.py [--check]
+
+The words stand in `results_page.md` beside this file; every figure of the studies comes from a JSON
+file, which holds the command that made it. `--check` writes nothing and exits with 1 where the page is not
+what the JSON files say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "results"
+PAGE = ROOT / "docs" / "results.md"
+ARTICLE_BEST = 0.7199
+OURS, THEIRS, FAINT = "#0b7a4b", "#b3306b", "#d9d9d9"
+
+
+def read(folder: Path) -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+
+
+def results() -> dict:
+    """All results by study; of the studies by name, a list with one entry for each seed."""
+    studies: dict[str, dict[str, list[dict]]] = {}
+    for result in (r for study in sorted((RESULTS / "cifar10").iterdir()) for r in read(study)):
+        studies.setdefault(result["study"], {}).setdefault(result["name"], []).append(result)
+    claims = {result["experiment"]: result for result in read(RESULTS / "reproduce")}
+    trials = read(RESULTS / "reproduce" / "trials")
+    return {"studies": studies, "claims": claims, "trials": trials}
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.2f}"
+
+
+def spread(values: Iterable[float]) -> str:
+    """Mean and standard deviation of shares, in percent."""
+    shares = [100 * value for value in values]
+    if len(shares) < 2:
+        return f"{shares[0]:.2f}"
+    return f"{statistics.fmean(shares):.2f} ± {statistics.stdev(shares):.2f}"
+
+
+def minutes(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{round(seconds) % 60:02d}"
+
+
+def reached(result: dict, top1: float) -> str:
+    """When a curve first reached an accuracy."""
+    curve = result["curve"]
+    for seconds, value in zip(curve["seconds"], curve["val/top1"], strict=True):
+        if value >= top1:
+            return f"after {minutes(seconds)}"
+    best = max(curve["val/top1"])
+    return f"not in {minutes(curve['seconds'][-1])} (best {percent(best)} %)"
+
+
+def page(data: dict) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"percent": percent, "spread": spread, "minutes": minutes}
+    environment.globals["reached"] = reached
+    return environment.get_template("results_page.md").render(**data, article_best=ARTICLE_BEST)
+
+
+def tidy(*all_axes) -> None:
+    for axes in all_axes:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color=FAINT, linewidth=0.6)
+        axes.set_axisbelow(True)
+
+
+def save(figure: Figure, name: str) -> None:
+    figure.savefig(RESULTS / name, dpi=110, metadata={"Software": None})
+
+
+def draw_race(article: dict, ours: dict) -> None:
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    for result, colour, name in ((article, THEIRS, "the article's recipe"), (ours, OURS, "cifar")):
+        times = [seconds / 60 for seconds in result["curve"]["seconds"]]
+        label = f"{name}, {result['model']}"
+        axes.plot(times, result["curve"]["val/top1"], ".-", color=colour, label=label)
+    axes.axhline(ARTICLE_BEST, color="#888", linestyle=":")
+    axes.annotate("the article's best", (0, ARTICLE_BEST), xytext=(2, 4), textcoords="offset points")
+    axes.set(xlabel="minutes on the same cores", ylabel="validation top-1", ylim=(0, 1))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.legend(frameon=False, loc="lower right")
+    tidy(axes)
+    save(figure, "race.png")
+
+
+def draw_dynamics(article: dict, ours: dict) -> None:
+    figure = Figure(figsize=(9.5, 3.8), layout="constrained")
+    for axes, result, name in zip(
+        figure.subplots(1, 2, sharey=True),
+        (article, ours),
+        ("the article's recipe", "cifar, the long run"),
+        strict=True,
+    ):
+        curve = result["curve"]
+        axes.plot(curve["epoch"], curve["train/loss"], color="#888", label="training loss")
+        axes.plot(curve["epoch"], curve["val/loss"], color=OURS, label="validation loss")
+        axes.set(title=name, xlabel="epoch")
+        axes.legend(frameon=False)
+        tidy(axes)
+    save(figure, "dynamics.png")
+
+
+def draw_reliability(result: dict) -> None:
+    rows = result["test"]["reliability"]
+    figure = Figure(figsize=(4.6, 4.4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot((0, 1), (0, 1), ":", color="#888", label="perfect")
+    shares = [row["confidence"] for row in rows]
+    axes.plot(shares, [row["top1"] for row in rows], "o-", color=OURS, label="the long run")
+    axes.set(xlabel="confidence", ylabel="top-1 of images that confident", xlim=(0, 1), ylim=(0, 1))
+    axes.legend(frameon=False)
+    tidy(axes)
+    save(figure, "reliability.png")
+
+
+def draw_confusion(result: dict) -> None:
+    labels, matrix = list(result["test"]["classes"]), np.array(result["test"]["confusion"])
+    figure = Figure(figsize=(6, 5.6), layout="constrained")
+    axes = figure.subplots()
+    wrong = np.where(np.eye(len(labels), dtype=bool), 0, matrix)
+    axes.imshow(wrong, cmap="Reds")
+    for row in range(len(labels)):
+        for column in range(len(labels)):
+            bold = "bold" if row == column else "normal"
+            text = str(matrix[row, column])
+            axes.text(column, row, text, ha="center", va="center", fontsize=8, fontweight=bold)
+    axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set(xlabel="guess", ylabel="truth")
+    save(figure, "confusion.png")
+
+
+def draw(data: dict) -> None:
+    studies = data["studies"]
+    if "race" in studies:
+        draw_race(studies["race"]["article"][0], studies["race"]["ours"][0])
+    if "long" in studies:
+        long = studies["long"]["long"][0]
+        draw_reliability(long)
+        draw_confusion(long)
+        if "race" in studies:
+            draw_dynamics(studies["race"]["article"][0], long)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    data = results()
+    text = page(data)
+    if parser.parse_args().check:
+        sys.exit(0 if text == PAGE.read_text() else 1)
+    PAGE.write_text(text)
+    draw(data)
+
+
+if __name__ == "__main__":
+    main()

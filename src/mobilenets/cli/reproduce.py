@@ -1,0 +1,110 @@
+"""`mobilenets reproduce`: the paper's claims, tested by training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mobilenets.cli.output import DeviceOption, JsonFlag, note, print_json, print_table
+
+
+def reproduce(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[EXPERIMENT]...", help="table4, table5, width, resolution; default: all."
+        ),
+    ] = None,
+    data: Annotated[str, typer.Option(help="CIFAR-10, as for `train`.")] = "cifar10",
+    output: Annotated[
+        Path, typer.Option(help="Folder for results; what is there already is not run again.")
+    ] = Path("runs/reproduce"),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Minutes: shows that it runs, decides nothing.")
+    ] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Width 1.0, s8, 60 epochs: for a GPU.")
+    ] = False,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Trainings of each model (default 3).")
+    ] = None,
+    device: DeviceOption = "auto",
+    as_json: JsonFlag = False,
+) -> None:
+    """Train the paper's comparisons on CIFAR-10 and say which of its claims hold."""
+    from dataclasses import replace
+
+    from mobilenets.reproduce.experiments import FULL, QUICK, SMALL, find_experiments, to_dict
+
+    if quick and full:
+        raise ValueError("--quick and --full are two scales: give one of them")
+    scale = QUICK if quick else FULL if full else SMALL
+    if seeds is not None:
+        scale = replace(scale, seeds=seeds)
+    wanted = find_experiments(names or [], scale)
+
+    from mobilenets.reproduce.experiment_figures import draw
+    from mobilenets.reproduce.trials import Laboratory
+    from mobilenets.training.checkpoint import write_json
+    from mobilenets.training.device import find_device
+    from mobilenets.training.interrupt import interrupts
+    from mobilenets.training.memory import keep_freed_memory
+
+    keep_freed_memory()
+    with interrupts() as interrupt:
+        laboratory = Laboratory(
+            where=data, scale=scale, folder=output, device=find_device(device), stop=interrupt
+        )
+        laboratory.check()
+        trials = laboratory.trials(model for experiment in wanted for model in experiment.models)
+    if trials is None:
+        note("stopped; the same command goes on")
+        raise typer.Exit(interrupt.exit_code)
+    top1 = {model: [100 * trial.test_top1 for trial in group] for model, group in trials.items()}
+    results = []
+    for experiment in wanted:
+        result = {"scale": scale.name, **to_dict(experiment, top1)}
+        write_json(output / f"{experiment.name}.json", result)
+        draw(experiment, top1, Path(data).name, output / f"{experiment.name}.png")
+        results.append(result)
+    if as_json:
+        print_json({"output": str(output), "experiments": results})
+        return
+    for result in results:
+        print_table(
+            f"{result['title']} ({result['source']})",
+            ("model", "mult-adds", "test top-1, %", "by seed", "paper, ImageNet"),
+            [
+                (
+                    row["model"],
+                    f"{row['mult_adds']:,}",
+                    f"{row['mean']:.2f}"
+                    + (f" ± {row['deviation']:.2f}" if row["deviation"] is not None else ""),
+                    " ".join(f"{value:.2f}" for value in row["top1"]),
+                    row["paper_imagenet_top1"],
+                )
+                for row in result["models"]
+            ],
+        )
+        print_table(
+            f"verdict: {result['verdict']}",
+            ("claim", "gap, points", "spread", "verdict"),
+            [
+                (
+                    claim["claim"],
+                    f"{claim['gap']:+.2f}",
+                    "one seed" if claim["spread"] is None else f"{claim['spread']:.2f}",
+                    claim["verdict"],
+                )
+                for claim in result["claims"]
+            ],
+        )
+        if result["fit"]:
+            typer.echo(
+                f"line through {', '.join(result['fit']['through'])}: "
+                f"{result['fit']['points_per_doubling']:+.2f} points for each doubling of mult-adds, "
+                f"residual {result['fit']['residual']:.2f}"
+            )
+    note(f"tables, figures and trials are in {output}")
