@@ -28,18 +28,20 @@ ARTICLE_BEST = 0.7199
 OURS, THEIRS, FAINT = "#0b7a4b", "#b3306b", "#d9d9d9"
 
 
-def read(folder: Path) -> list[dict]:
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+def read(pattern: str) -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob(pattern))]
 
 
 def results() -> dict:
-    """All results by study; of the studies by name, a list with one entry for each seed."""
+    """Everything that was measured; of a study, a list by name with one entry for each seed."""
     studies: dict[str, dict[str, list[dict]]] = {}
-    for result in (r for study in sorted((RESULTS / "cifar10").iterdir()) for r in read(study)):
+    for result in read("cifar10/*/*.json"):
         studies.setdefault(result["study"], {}).setdefault(result["name"], []).append(result)
-    claims = {result["experiment"]: result for result in read(RESULTS / "reproduce")}
-    trials = read(RESULTS / "reproduce" / "trials")
-    return {"studies": studies, "claims": claims, "trials": trials}
+    return {
+        "studies": studies,
+        "claims": {result["experiment"]: result for result in read("reproduce/*.json")},
+        "trials": read("reproduce/trials/*.json"),
+    }
 
 
 def percent(value: float) -> str:
@@ -56,6 +58,34 @@ def spread(values: Iterable[float]) -> str:
 
 def minutes(seconds: float) -> str:
     return f"{int(seconds) // 60}:{round(seconds) % 60:02d}"
+
+
+def hours(seconds: float) -> str:
+    return f"{int(seconds) // 3600} h {int(seconds) % 3600 // 60:02d} min"
+
+
+def machines(results: list[dict]) -> str:
+    return " and ".join(dict.fromkeys(f"on {result['machine']}" for result in results))
+
+
+def ablation_rows(trainings: dict[str, list[dict]]) -> list[dict]:
+    """The ablation, best first, each against the whole recipe."""
+
+    def mean(name: str) -> float:
+        return statistics.fmean(100 * run["val_top1"] for run in trainings[name])
+
+    rows = []
+    for name in sorted(trainings, key=mean, reverse=True):
+        gap = mean(name) - mean("cifar")
+        rows.append(
+            {
+                "name": name,
+                "changed": trainings[name][0]["changed"],
+                "top1": spread(run["val_top1"] for run in trainings[name]),
+                "difference": "" if name == "cifar" else f"{gap:+.2f}",
+            }
+        )
+    return rows
 
 
 def reached(result: dict, top1: float) -> str:
@@ -76,8 +106,17 @@ def page(data: dict) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"percent": percent, "spread": spread, "minutes": minutes}
-    environment.globals["reached"] = reached
+    environment.filters |= {
+        "percent": percent,
+        "spread": spread,
+        "minutes": minutes,
+        "hours": hours,
+    }
+    environment.globals |= {
+        "reached": reached,
+        "machines": machines,
+        "ablation_rows": ablation_rows,
+    }
     return environment.get_template("results_page.md").render(**data, article_best=ARTICLE_BEST)
 
 
@@ -100,7 +139,9 @@ def draw_race(article: dict, ours: dict) -> None:
         label = f"{name}, {result['model']}"
         axes.plot(times, result["curve"]["val/top1"], ".-", color=colour, label=label)
     axes.axhline(ARTICLE_BEST, color="#888", linestyle=":")
-    axes.annotate("the article's best", (0, ARTICLE_BEST), xytext=(2, 4), textcoords="offset points")
+    axes.annotate(
+        "the article's best", (0, ARTICLE_BEST), xytext=(2, 4), textcoords="offset points"
+    )
     axes.set(xlabel="minutes on the same cores", ylabel="validation top-1", ylim=(0, 1))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.legend(frameon=False, loc="lower right")

@@ -19,6 +19,7 @@ from torch import nn
 from mobilenets import Run, tasks
 from mobilenets.architecture import MobileNetSpec
 from mobilenets.architecture.layers import ConvUnit
+from mobilenets.architecture.network import MobileNet
 from mobilenets.cli.main import run as cli
 from mobilenets.data.loaders import Batch
 from mobilenets.data.sources import Source, open_source
@@ -28,7 +29,8 @@ from mobilenets.training.evaluation import evaluate
 from mobilenets.training.interrupt import interrupts
 from mobilenets.training.loop import train
 from mobilenets.training.processes import ALONE
-from mobilenets.training.session import Session
+from mobilenets.training.recipe import GrowthChoice
+from mobilenets.training.session import Session, check_recipe
 from mobilenets.training.stages import Stages
 
 CPU = torch.device("cpu")
@@ -704,3 +706,88 @@ def test_max_time_is_kept(tmp_path):
 def test_the_papers_recipe_by_time(tmp_path, folders):
     arguments = (folders / "fruit", "--model", MODEL, "--recipe", "paper", "--max-time", "1s")
     assert command(*arguments, "--output", tmp_path / "run") == 0
+
+
+# Growing images.
+
+
+@pytest.mark.parametrize(
+    ("start_share", "until", "whole", "sides"),
+    [
+        # By done share of the schedule: 0, .1, .2, ... 1; eighths of the side.
+        (0.75, 0.6, 32, [24, 24, 28, 28, 28, 32, 32, 32, 32, 32, 32]),
+        (0.5, 1.0, 32, [16, 16, 20, 20, 24, 24, 24, 28, 28, 32, 32]),
+        (0.5, 0.5, 224, [112, 140, 168, 168, 196, 224, 224, 224, 224, 224, 224]),
+        (0.01, 1.0, 4, [1, 1, 1, 1, 2, 2, 2, 3, 3, 4, 4]),
+    ],
+)
+def test_sides_of_growing_images(start_share, until, whole, sides):
+    growth = GrowthChoice(start=start_share, until=until)
+    assert [growth.side(whole, tenth / 10) for tenth in range(11)] == sides
+
+
+def test_images_grow_while_training_and_are_whole_in_evaluation(tmp_path):
+    run, data, recipe = start(
+        tmp_path / "run", epochs=4, batch_size=20, **{"growth.start": 0.5, "growth.until": 0.75}
+    )
+    seen = []
+    original = MobileNet.forward
+
+    def forward(self, images_NCHW):
+        seen.append((self.training, tuple(images_NCHW.shape[-2:])))
+        return original(self, images_NCHW)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MobileNet, "forward", forward)
+        train(run, data, recipe, CPU, report=str)
+    trained_on = [side for training, (side, _) in seen if training]
+    assert trained_on == sorted(trained_on)
+    assert trained_on[0] == 4
+    assert trained_on[-4:] == [8, 8, 8, 8]
+    assert {side for training, (side, _) in seen if not training} == {8}
+
+
+def test_growing_images_are_averages_and_stay_channels_last():
+    """Half the side: bilinear with antialias is close to the mean of each 2x2 in a smooth picture."""
+    ramp = torch.linspace(-1, 1, 32)[None, None, :, None].expand(2, 3, 32, 32)
+    batch = Batch(ramp.contiguous(), torch.tensor([0, 1]), whole=2)
+    small = batch.resized([16, 16])
+    assert small.images_NCHW.is_contiguous(memory_format=torch.channels_last)
+    means = ramp.unflatten(2, (16, 2)).mean(3)[..., ::2]
+    torch.testing.assert_close(small.images_NCHW[:, :, 1:-1], means[:, :, 1:-1], atol=1e-5, rtol=0)
+    assert batch.resized((32, 32)) is batch
+
+
+def test_images_too_small_to_start_with_are_one_sentence(tmp_path, capsys):
+    """A map of Keras' padding can vanish: 4 pixels at total stride 32."""
+    spec = MobileNetSpec(0.25, 32, padding="keras")
+    recipe = CLASSIFICATION.recipes()["cifar"].override({"growth.start": 0.1})
+    task = CLASSIFICATION.from_data("digits", spec, recipe)
+    with pytest.raises(ValueError, match=r"growth.start is 0.1: .* vanishes"):
+        check_recipe(task, spec, recipe, CPU)
+
+
+def test_a_run_of_growing_images_goes_on_to_the_bit(tmp_path):
+    changes = {"epochs": 2, "batch_size": 20, "growth.start": 0.5, "growth.until": 1.0}
+    straight, *_ = trained(tmp_path / "straight", **changes)
+    run, data, recipe = start(tmp_path / "stopped", **changes)
+    asked = iter(range(100))
+    assert not train(run, data, recipe, CPU, stop=lambda: next(asked) == 2, report=str)
+    assert train(run, data, recipe, CPU, resume=True, report=str)
+    weights, expected = (load_file(r.folder / "model.safetensors") for r in (run, straight))
+    assert all(weights[name].equal(expected[name]) for name in expected)
+
+
+# A share of the training images.
+
+
+@pytest.mark.parametrize(("fraction", "images"), [(1.0, 80), (0.5, 40), (0.25, 20), (0.01, 10)])
+def test_a_fraction_of_the_images(tmp_path, fraction, images):
+    """Class by class, at least one of each, and the validation images are the same."""
+    _, data, _ = start(tmp_path / "run", fraction=fraction, batch_size=20)
+    _, whole, _ = start(tmp_path / "whole", batch_size=20)
+    assert data.train.images == pytest.approx(images, abs=6)
+    assert data.record["train_images"] == data.train.images
+    targets = torch.cat([batch.targets_N for batch in data.train.batches()])
+    assert set(targets.tolist()) == set(range(10))
+    assert data.record["held_out_fingerprint"] == whole.record["held_out_fingerprint"]

@@ -505,6 +505,27 @@ def test_bfloat16_is_finite_and_near():
     assert (actual.float() - expected).abs().max() < 0.1 * expected.abs().max()
 
 
+@pytest.mark.parametrize("padding", ["torch", "tensorflow", "keras"])
+@pytest.mark.parametrize("side", [7, 8])
+def test_training_in_bfloat16_steps_over_the_same_pixels(padding, side):
+    """Depthwise, stride 2: output and gradients near those of fp32, by whatever operator."""
+    torch.manual_seed(0)
+    unit = ConvUnit(8, 8, kernel=3, stride=2, groups=8, padding=padding).train()
+    image = torch.randn(4, 8, side, side)
+    results = []
+    for enabled in (False, True):
+        source = image.clone().requires_grad_()
+        unit.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            # The input of a later layer comes in bfloat16.
+            output = unit(source.bfloat16() if enabled else source)
+        (output.float() ** 2).sum().backward()
+        results.append((output.float(), source.grad, unit.conv.weight.grad.clone()))
+    for wide, narrow in zip(*results, strict=True):
+        assert (wide - narrow).norm() / wide.norm() < 0.02
+    assert results[1][0].is_contiguous(memory_format=torch.channels_last)
+
+
 def test_every_parameter_gets_a_gradient():
     model = build(MobileNetSpec(0.25, 64, padding="keras")).train()
     model(images(64)).square().sum().backward()

@@ -18,6 +18,7 @@ from mobilenets.training.optimizers import build_optimizer
 from mobilenets.training.recipe import (
     AugmentationChoice,
     EarlyStopping,
+    GrowthChoice,
     OptimizerChoice,
     Recipe,
     ScheduleChoice,
@@ -374,6 +375,7 @@ FULL = Recipe(
         mixup=0.2,
         cutmix=1.0,
     ),
+    growth=GrowthChoice(start=0.5, until=0.3),
     label_smoothing=0.1,
     class_weights=True,
     outputs=1000,
@@ -387,6 +389,7 @@ FULL = Recipe(
     compile=True,
     deterministic=True,
     early_stopping=EarlyStopping(metric="top1", patience=3),
+    fraction=0.5,
     held_out=0.2,
     seed=7,
     expected="99.2 %: on a good day",

@@ -83,7 +83,7 @@ def reproduce(
                     f"{row['mean']:.2f}"
                     + (f" ± {row['deviation']:.2f}" if row["deviation"] is not None else ""),
                     " ".join(f"{value:.2f}" for value in row["top1"]),
-                    row["paper_imagenet_top1"],
+                    f"{row['paper']}: {row['paper_imagenet_top1']}",
                 )
                 for row in result["models"]
             ],

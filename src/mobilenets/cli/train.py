@@ -133,7 +133,7 @@ def train(
             instance = kind.from_data(data, spec, chosen, start.preprocessing if start else None)
             loaders = instance.build_data(chosen, on_bad_image=skip_or_stop)
             # All that can go wrong comes before an old run is replaced, which may be the one to start from.
-            check_recipe(instance, chosen, target)
+            check_recipe(instance, spec, chosen, target)
             state = _weights(start, instance)
             run = Run.create(
                 folder,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from mobilenets.reproduce.experiments import Experiment, mult_adds
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+IMAGENET_CLASSES = 1000
 _INK, _FAINT, _PAPER = "#0b7a4b", "#d9d9d9", "#8a5a00"
 
 
@@ -27,32 +29,27 @@ def draw(
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9.5, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4), layout="constrained")
     here, paper = figure.subplots(1, 2)
     costs = [mult_adds(model) / 1e6 for model in experiment.models]
-    means = [sum(top1[model]) / len(top1[model]) for model in experiment.models]
+    means = [statistics.fmean(top1[model]) for model in experiment.models]
     for cost, model in zip(costs, experiment.models, strict=True):
-        values = top1[model]
-        here.plot([cost] * len(values), values, "o", color=_INK, alpha=0.45, markersize=5)
-    here.plot(costs, means, "_", color=_INK, markersize=18, markeredgewidth=2)
+        here.plot([cost] * len(top1[model]), top1[model], "o", color=_INK, alpha=0.45, markersize=5)
+    here.plot(costs, means, "_", color=_INK, markersize=14, markeredgewidth=2)
     fit = experiment.fit(top1)
+    label = "mult-adds, millions (logarithmic)"
     if fit is not None:
         ends = [min(costs), max(costs)]
         line = [fit.at(cost * 1e6) for cost in ends]
         here.plot(ends, line, "--", color=_INK, linewidth=1, zorder=0)
-        here.set_xlabel(
-            f"mult-adds, millions (logarithmic); line: {fit.slope:+.2f} points a doubling"
-        )
-    else:
-        here.set_xlabel("mult-adds, millions (logarithmic)")
-    here.set_title(f"{data}, here", fontsize=10)
+        label += f"; line: {fit.slope:+.2f} points a doubling"
+    here.set(title=f"{data}, here", xlabel=label, ylabel="test top-1, %")
+    _finish(here, costs, means, experiment.models)
+    costs = [mult_adds(model, IMAGENET_CLASSES) / 1e6 for model in experiment.papers]
     paper.plot(costs, experiment.printed, "D", color=_PAPER, markersize=6)
-    paper.set_xlabel("the same models on the same axis")
-    paper.set_title("ImageNet, as the paper prints it", fontsize=10)
-    for axes, values in ((here, means), (paper, experiment.printed)):
-        _finish(axes, costs, values, experiment.models)
-    here.set_ylabel("test top-1, %")
-    figure.suptitle(f"{experiment.title} ({experiment.source})", fontsize=11)
+    paper.set(title="ImageNet, as the paper prints it", xlabel="mult-adds, millions (logarithmic)")
+    _finish(paper, costs, experiment.printed, experiment.papers)
+    figure.suptitle(f"{experiment.title} ({experiment.source})")
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=110, metadata={"Software": None})
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,23 +59,28 @@ def draw(
 def _finish(
     axes: Axes, costs: Sequence[float], values: Sequence[float], models: Sequence[str]
 ) -> None:
-    from matplotlib.ticker import NullFormatter, NullLocator
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
+    wide = max(costs) > 3 * min(costs)
     axes.set_xscale("log")
-    axes.set_xlim(min(costs) / 1.6, max(costs) * 1.6)
-    axes.set_xticks(costs, [f"{cost:.3g}" for cost in costs])
+    # Room for the names, which stand to the right of their points.
+    axes.set_xlim(min(costs) / 1.25, max(costs) * (max(costs) / min(costs)) ** 0.4 * 1.6)
+    axes.xaxis.set_major_locator(
+        LogLocator(subs=(1, 2, 5) if wide else (1, 1.5, 2, 2.5, 3, 4, 5, 7))
+    )
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.5g}"))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(color=_FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.margins(y=0.18)
+    axes.margins(y=0.12)
     axes.spines[["top", "right"]].set_visible(False)
+    axes.title.set_fontsize(10)
     for cost, value, model in zip(costs, values, models, strict=True):
         axes.annotate(
             model,
             (cost, value),
-            xytext=(0, -16),
+            xytext=(10, 0),
             textcoords="offset points",
-            ha="center",
+            va="center",
             fontsize=8,
         )

@@ -8,15 +8,16 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from mobilenets.architecture import MobileNetSpec
+from mobilenets.architecture.spec import PUBLISHED_RESOLUTIONS, PUBLISHED_WIDTHS
 from mobilenets.cost import cost
 
 Verdict = Literal["holds", "does not hold", "undecided"]
 CLASSES = 10
-WIDTHS = (1.0, 0.75, 0.5, 0.25)
+WIDTHS = PUBLISHED_WIDTHS
 # The paper's 224, 192, 160 and 128 pixels are 7 : 6 : 5 : 4; so are these, in steps of 4.
 SIDES = (32, 28, 24, 20)
 
@@ -103,7 +104,8 @@ class Experiment:
     Args:
         source: where the paper says so.
         models: by name, the reference first.
-        printed: the paper's own top-1 of each model's counterpart on ImageNet, in percent.
+        papers: each model's counterpart in the paper.
+        printed: its top-1 on ImageNet as the paper prints it, in percent.
         fitted: models that the line of accuracy against the logarithm of mult-adds goes through.
     """
 
@@ -111,9 +113,10 @@ class Experiment:
     title: str
     source: str
     models: tuple[str, ...]
+    papers: tuple[str, ...]
     printed: tuple[float, ...]
     claims: tuple[Claim, ...]
-    fitted: tuple[str, ...] = field(default=())
+    fitted: tuple[str, ...] = ()
 
     def judge(self, top1: Mapping[str, Sequence[float]]) -> tuple[Verdict, list[Finding]]:
         """The verdict of all claims together, and each one's finding."""
@@ -169,13 +172,13 @@ def overall(verdicts: Sequence[Verdict]) -> Verdict:
     return "holds"
 
 
-def mult_adds(model: str) -> int:
-    """Of one image, ten classes.
+def mult_adds(model: str, classes: int = CLASSES) -> int:
+    """Of one image.
 
-    >>> mult_adds("1.0-32-s16")
-    46354432
+    >>> mult_adds("1.0-32-s16"), mult_adds("1.0-224", 1000)
+    (46354432, 568740352)
     """
-    return cost(MobileNetSpec.parse(model), num_classes=CLASSES).mult_adds
+    return cost(MobileNetSpec.parse(model), num_classes=classes).mult_adds
 
 
 def experiments(scale: Scale) -> dict[str, Experiment]:
@@ -198,6 +201,7 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
             title="Depthwise separable against full convolution",
             source="Table 4",
             models=(separable, full),
+            papers=("1.0-224", "1.0-224-fullconv"),
             printed=(70.6, 71.7),
             claims=(
                 Claim(text="the full one is better", weights={full: 1, separable: -1}),
@@ -213,6 +217,7 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
             title="Thin against shallow at equal cost",
             source="Table 5",
             models=(thin, shallow),
+            papers=("0.75-224", "1.0-224-shallow"),
             printed=(68.4, 65.3),
             claims=(Claim(text="the thin one is better", weights={thin: 1, shallow: -1}),),
         ),
@@ -221,6 +226,7 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
             title="The width multiplier",
             source="Table 6, Figures 4 and 5",
             models=widths,
+            papers=tuple(f"{width}-224" for width in WIDTHS),
             printed=(70.6, 68.4, 63.7, 50.6),
             claims=(*_falling("width", WIDTHS, widths), _drop_off(widths)),
             fitted=widths[:-1],
@@ -230,6 +236,7 @@ def experiments(scale: Scale) -> dict[str, Experiment]:
             title="The resolution multiplier",
             source="Table 7, Figures 4 and 5",
             models=sides,
+            papers=tuple(f"1.0-{side}" for side in PUBLISHED_RESOLUTIONS),
             printed=(70.6, 69.1, 67.2, 64.4),
             claims=_falling("resolution", SIDES, sides),
             fitted=sides,
@@ -299,9 +306,12 @@ def to_dict(experiment: Experiment, top1: Mapping[str, Sequence[float]]) -> dict
                 "deviation": round(statistics.stdev(top1[model]), 2)
                 if len(top1[model]) > 1
                 else None,
+                "paper": paper,
                 "paper_imagenet_top1": printed,
             }
-            for model, printed in zip(experiment.models, experiment.printed, strict=True)
+            for model, paper, printed in zip(
+                experiment.models, experiment.papers, experiment.printed, strict=True
+            )
         ],
         "claims": [
             {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from mobilenets.architecture.spec import MobileNetSpec
 from mobilenets.data.loaders import Batch, Loader, mixed
 from mobilenets.data.transforms import scaled, to_picture
 from mobilenets.training.averaging import average_of
@@ -52,7 +54,7 @@ class Session:
         self.run, self.data, self.recipe = run, data, recipe
         self.device, self.processes = device, processes
         self.standing = Standing()
-        check_recipe(run.task, recipe, device)
+        check_recipe(run.task, run.spec, recipe, device)
         torch.manual_seed(recipe.seed)
         model = run.task.build_model(run.spec, recipe)
         prepare(model, recipe)
@@ -267,12 +269,18 @@ def _first_images(loader: Loader, count: int) -> Tensor:
     return next(iter(loader.batches())).images_NCHW[:count].clone()
 
 
-def check_recipe(task: Task, recipe: Recipe, device: torch.device) -> None:
+def check_recipe(task: Task, spec: MobileNetSpec, recipe: Recipe, device: torch.device) -> None:
     """Make sure that what a recipe asks for is there.
 
     Raises:
-        ValueError: an unknown metric, or no compiler.
+        ValueError: an unknown metric, no compiler, or images too small for the model at the start.
     """
+    if recipe.growth is not None:
+        height, across = (recipe.growth.side(side, 0) for side in (spec.height, spec.across))
+        try:
+            replace(spec, resolution=(height, across))
+        except ValueError as error:
+            raise ValueError(f"recipe: growth.start is {recipe.growth.start:g}: {error}") from None
     if recipe.compile:
         check_compiler(device)
     stopping = recipe.early_stopping
