@@ -3,10 +3,10 @@
     python benchmarks/cifar10.py STUDY --data CIFAR10 [--only NAME ...] [--output docs/results/cifar10]
 
 CIFAR10 is a folder of Parquet files in the Hub's layout. Each training holds a tenth of the training
-images out, and every choice, the epoch included, is made on that tenth. The test part is evaluated
-once, after each run of `long`, `short` and `race`; `ablation` never sees it. Each run leaves one JSON
-file: command, recipe, seed, figures, curve, machine, versions, date. A run that was broken off goes on, and one
-that is done is not trained again, as long as its folder under --runs is there.
+images out, and every choice, the epoch included, is made on that tenth. The test part is looked at
+when a run of `long`, `short` or `race` is over; `ablation` never sees it. Each run leaves one JSON
+file: command, recipe, seed, figures, curve, machine, versions, date. What has its file is not run again, and a
+run that was broken off goes on, as long as its folder under --runs is there.
 `python benchmarks/results_page.py` makes the page and its pictures from them.
 
 Studies: `long`, one run of width 1.0 in at most 100 minutes, exported to ONNX and evaluated there too;
@@ -19,13 +19,12 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import subprocess
-import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from verb import mobilenets
 
 from mobilenets.runtimes.onnx import OnnxModel
 from mobilenets.training.curves import read_curves
@@ -85,21 +84,16 @@ STUDIES: dict[str, dict[str, Training]] = {
 }
 
 
-def mobilenets(*arguments: object) -> dict:
-    command = [sys.executable, "-m", "mobilenets", *map(str, arguments), "--json"]
-    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return json.loads(answer)
-
-
 def run_of(training: Training, seed: int, data: Path, folder: Path) -> dict:
-    """Train, or find it trained; evaluate; and give all that is worth keeping."""
+    """Train, or go on; evaluate; and give all that is worth keeping."""
     options = [*training.options.split(), "--seed", str(seed)]
     for change in training.changed.split():
         options += ["--set", change]
     if (folder / "state.pt").is_file():
-        best = mobilenets("train", "--resume", folder)
+        best = mobilenets("train", "--resume", folder, "--device", "cpu")
     else:
-        best = mobilenets("train", data, *options, "--output", folder, "--overwrite")
+        there = ["--output", folder, "--overwrite", "--device", "cpu"]
+        best = mobilenets("train", data, *options, *there)
     rows = read_curves(folder)
     run = Run.load(folder)
     result = {
@@ -108,7 +102,7 @@ def run_of(training: Training, seed: int, data: Path, folder: Path) -> dict:
         "model": best["model"],
         "seed": seed,
         "changed": training.changed,
-        "recipe": run.recipe.model_dump(),
+        "recipe": run.recipe.model_dump(exclude={"expected"}),
         "seconds": round(rows[-1]["seconds"]),
         "epochs": len(rows),
         "best_epoch": best["epoch"],
@@ -164,12 +158,14 @@ def main() -> None:
         if options.only is not None and name not in options.only:
             continue
         for seed in training.seeds if options.seeds is None else options.seeds:
-            file = f"{name.replace(' ', '-')}-seed{seed}"
-            result = run_of(training, seed, options.data, options.runs / options.study / file)
+            file = folder / f"{name.replace(' ', '-')}-seed{seed}.json"
+            if file.is_file():
+                continue
+            result = run_of(training, seed, options.data, options.runs / options.study / file.stem)
             result = {"study": options.study, "name": name, **result}
-            (folder / f"{file}.json").write_text(json.dumps(result, indent=1) + "\n")
+            file.write_text(json.dumps(result, indent=1) + "\n")
             test = f", test {result['test']['top1']:.4f}" if training.test else ""
-            print(f"{file}: val {result['val_top1']:.4f}{test}", flush=True)
+            print(f"{file.stem}: val {result['val_top1']:.4f}{test}", flush=True)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -23,6 +21,7 @@ import pyarrow.parquet as pq
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+from verb import mobilenets
 
 from mobilenets.training.curves import read_curves
 
@@ -39,12 +38,6 @@ def slice_of(data: Path, folder: Path) -> Path:
     pq.write_table(train.slice(TRAIN, VAL), folder / "validation-00000.parquet")
     pq.write_table(test.slice(0, TEST), folder / "test-00000.parquet")
     return folder
-
-
-def mobilenets(*arguments: object) -> dict:
-    command = [sys.executable, "-m", "mobilenets", *map(str, arguments), "--json"]
-    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return json.loads(answer)
 
 
 def name_of(argument: object) -> str:

@@ -21,6 +21,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from mobilenets.data.progress import format_seconds
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
 PAGE = ROOT / "docs" / "results.md"
@@ -37,6 +39,10 @@ def results() -> dict:
     studies: dict[str, dict[str, list[dict]]] = {}
     for result in read("cifar10/*/*.json"):
         studies.setdefault(result["study"], {}).setdefault(result["name"], []).append(result)
+    # A study that is still running has no place yet.
+    for study, needed in (("race", ("article", "ours")), ("ablation", ("cifar",))):
+        if study in studies and not all(name in studies[study] for name in needed):
+            del studies[study]
     return {
         "studies": studies,
         "claims": {result["experiment"]: result for result in read("reproduce/*.json")},
@@ -54,10 +60,6 @@ def spread(values: Iterable[float]) -> str:
     if len(shares) < 2:
         return f"{shares[0]:.2f}"
     return f"{statistics.fmean(shares):.2f} ± {statistics.stdev(shares):.2f}"
-
-
-def minutes(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{round(seconds) % 60:02d}"
 
 
 def hours(seconds: float) -> str:
@@ -89,13 +91,13 @@ def ablation_rows(trainings: dict[str, list[dict]]) -> list[dict]:
 
 
 def reached(result: dict, top1: float) -> str:
-    """When a curve first reached an accuracy."""
+    """What a curve did about an accuracy, after "it"."""
     curve = result["curve"]
     for seconds, value in zip(curve["seconds"], curve["val/top1"], strict=True):
         if value >= top1:
-            return f"after {minutes(seconds)}"
+            return f"reaches it after {format_seconds(seconds)}"
     best = max(curve["val/top1"])
-    return f"not in {minutes(curve['seconds'][-1])} (best {percent(best)} %)"
+    return f"does not reach it in {format_seconds(curve['seconds'][-1])} (best {percent(best)} %)"
 
 
 def page(data: dict) -> str:
@@ -109,7 +111,7 @@ def page(data: dict) -> str:
     environment.filters |= {
         "percent": percent,
         "spread": spread,
-        "minutes": minutes,
+        "minutes": format_seconds,
         "hours": hours,
     }
     environment.globals |= {
@@ -211,9 +213,10 @@ def draw(data: dict) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
     data = results()
     text = page(data)
-    if parser.parse_args().check:
+    if options.check:
         sys.exit(0 if text == PAGE.read_text() else 1)
     PAGE.write_text(text)
     draw(data)

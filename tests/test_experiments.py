@@ -3,9 +3,11 @@
 import json
 import math
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from mobilenets.architecture import MobileNetSpec
@@ -40,13 +42,14 @@ A_OVER_B = {"a": 1.0, "b": -1.0}
         # A bound moves what counts: 2 points worse is no more than 5 points worse.
         ([69, 70, 71], [71, 72, 73], -5.0, 3.0, math.sqrt(2), "holds"),
         ([69, 70, 71], [71, 72, 73], 1.0, -3.0, math.sqrt(2), "does not hold"),
-        # Exactly twice the spread is not larger than it.
-        ([3, 5], [1, 1], 0.0, 3.0, math.sqrt(2), "holds"),
-        ([1, 3], [-math.sqrt(8) + 2] * 2, 0.0, math.sqrt(8), math.sqrt(2), "undecided"),
+        # Exactly twice the spread is not larger than it; a little more is.
+        ([1, 3, 5], [-1, -1, -1], 0.0, 4.0, 2.0, "undecided"),
+        ([1.1, 3.1, 5.1], [-1, -1, -1], 0.0, 4.1, 2.0, "holds"),
         # Without a spread, any difference is decided, and none is not.
-        ([70, 70], [70, 70], 0.0, 0.0, 0.0, "undecided"),
-        ([70.1, 70.1], [70, 70], 0.0, 0.1, 0.0, "holds"),
-        # One training says nothing of the spread.
+        ([70, 70, 70], [70, 70, 70], 0.0, 0.0, 0.0, "undecided"),
+        ([70.1, 70.1, 70.1], [70, 70, 70], 0.0, 0.1, 0.0, "holds"),
+        # Two trainings may agree by chance, and one says nothing of the spread.
+        ([99, 99], [1, 1], 0.0, 98.0, 0.0, "undecided"),
         ([99], [1], 0.0, 98.0, None, "undecided"),
         ([99, 98], [1], 0.0, 97.5, None, "undecided"),
     ],
@@ -101,8 +104,8 @@ def test_models_are_of_the_family_and_differ_as_they_should(scale):
     ("name", "number"), [("table4", 4), ("table5", 5), ("width", 6), ("resolution", 7)]
 )
 def test_the_printed_figures_are_the_papers(name, number):
-    printed = [float(f.printed) for f in find_table(number).figures if "top-1" in f.column]
-    assert sorted(printed) == sorted(experiments(SMALL)[name].printed)
+    printed = {float(f.printed) for f in find_table(number).figures if "top-1" in f.column}
+    assert set(experiments(SMALL)[name].printed) <= printed
 
 
 def test_the_drop_off_is_the_distance_from_a_fitted_line():
@@ -127,7 +130,7 @@ def test_the_drop_off_is_the_distance_from_a_fitted_line():
 def test_the_papers_own_figures_fall_off_at_a_quarter():
     """Table 6: 0.25 is 50.6 % where a line through the others says 57."""
     width = experiments(SMALL)["width"]
-    top1 = {m: [value] * 2 for m, value in zip(width.models, width.printed, strict=True)}
+    top1 = {m: [value] * 3 for m, value in zip(width.models, width.printed, strict=True)}
     verdict, findings = width.judge(top1)
     assert verdict == "holds"
     assert 3 < findings[-1].gap < 10
@@ -161,7 +164,15 @@ def test_experiments_are_found_once_and_in_order():
 
 
 @pytest.fixture(scope="module")
-def reproduced(tmp_path_factory):
+def several_steps():
+    """A quick scale of five steps on the digits, whose fiftieth is one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mobilenets.reproduce.experiments.QUICK", replace(QUICK, fraction=0.2))
+        yield
+
+
+@pytest.fixture(scope="module")
+def reproduced(several_steps, tmp_path_factory):
     folder = tmp_path_factory.mktemp("reproduce")
     arguments = ["reproduce", "table5", "--data", "digits", "--quick", "--device", "cpu"]
     assert cli([*arguments, "--seeds", "2", "--output", str(folder)]) == 0
@@ -175,7 +186,9 @@ def test_reproduce_writes_table_figure_and_trials(reproduced):
         "table5.png",
     ]
     result = json.loads((folder / "table5.json").read_text())
-    assert result["scale"] == "quick"
+    assert result["scale"]["name"] == "quick"
+    assert result["command"] == "mobilenets reproduce table5 --data digits"
+    assert result["data"] == "digits"
     trials = {p.stem: Trial(**json.loads(p.read_text())) for p in (folder / "trials").iterdir()}
     assert len(trials) == 4
     for row in result["models"]:
@@ -208,9 +221,8 @@ def test_a_stopped_trial_goes_on(reproduced, tmp_path, monkeypatch, capsys):
     """Stopped after a step, and started again: the same figures as without a stop."""
     straight, arguments = reproduced
     there = [*arguments[:-1], str(tmp_path)]
-    asked = iter(range(1000))
     with monkeypatch.context() as patch:
-        patch.setattr(Interrupt, "__call__", lambda self: next(asked) >= 0)
+        patch.setattr(Interrupt, "__call__", lambda self: True)
         patch.setattr(Interrupt, "exit_code", 130)
         assert cli(there) == 130
     assert "the same command goes on" in capsys.readouterr().err
@@ -263,15 +275,20 @@ def test_data_that_does_not_fit_is_one_sentence(tmp_path, capsys, splits, senten
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (lambda trial: trial | {"seed": 5, "recipe": {}}, "is from another recipe, scale or data"),
+        (lambda trial: trial | {"seed": 5}, "is from another recipe, scale or data"),
+        (lambda trial: trial | {"recipe": {}}, "is from another recipe, scale or data"),
         (lambda trial: trial | {"data": "0"}, "is from another recipe, scale or data"),
-        (lambda trial: {"model": "0.75-32-s16"}, "is damaged"),
+        (lambda trial: {"model": "0.75-32-s16"}, "is damaged (seed field required)"),
+        (lambda trial: trial | {"test_top1": None}, "is damaged (test_top1 input should be"),
         (lambda trial: [], "is damaged"),
     ],
 )
-def test_trials_of_something_else_are_not_taken(reproduced, tmp_path, capsys, spoil, sentence):
+# The last of all, too, is read before the first is trained.
+@pytest.mark.parametrize("name", ["0.75-32-s16-seed0.json", "1.0-32-s16-shallow-seed1.json"])
+def test_trials_of_something_else_are_not_taken(
+    reproduced, tmp_path, capsys, name, spoil, sentence
+):
     folder, arguments = reproduced
-    name = "0.75-32-s16-seed0.json"
     trial = json.loads((folder / "trials" / name).read_text())
     (tmp_path / "trials").mkdir()
     (tmp_path / "trials" / name).write_text(json.dumps(spoil(trial)))
@@ -279,6 +296,26 @@ def test_trials_of_something_else_are_not_taken(reproduced, tmp_path, capsys, sp
     errors = capsys.readouterr().err
     assert sentence in errors
     assert name in errors
+    assert not (tmp_path / "training").exists()
+
+
+def test_a_training_on_other_data_does_not_go_on(several_steps, tmp_path, monkeypatch, capsys):
+    """Stopped on the digits; then the same folder with other images of ten classes starts anew."""
+    there = ["--quick", "--device", "cpu", "--output", str(tmp_path / "out")]
+    with monkeypatch.context() as patch:
+        patch.setattr(Interrupt, "__call__", lambda self: True)
+        patch.setattr(Interrupt, "exit_code", 130)
+        assert cli(["reproduce", "table5", "--data", "digits", *there]) == 130
+        for split in ("train", "test"):
+            for label in range(10):
+                folder = tmp_path / "data" / split / str(label)
+                folder.mkdir(parents=True)
+                for number in range(30):
+                    Image.new("L", (8, 8), 20 * label + number).save(folder / f"{number}.png")
+        state = next(tmp_path.glob("out/training/*/state.pt"))
+        before = torch.load(state, weights_only=True)["standing"]["step"]
+        assert cli(["reproduce", "table5", "--data", str(tmp_path / "data"), *there]) == 130
+    assert torch.load(state, weights_only=True)["standing"]["step"] == before == 1
 
 
 @pytest.mark.slow

@@ -72,15 +72,32 @@ def test_pointwise_layers_start_as_the_identity(model):
 
 
 def test_identity_of_fewer_outputs_than_inputs():
-    conv = nn.Conv2d(6, 4, 1)
-    prepare(conv, PLAIN.override({"dirac": True}))
+    first, conv = nn.Conv2d(6, 6, 1), nn.Conv2d(6, 4, 1)
+    before = first.weight.clone()
+    prepare(nn.Sequential(first, conv), PLAIN.override({"dirac": True}))
     assert conv.weight.squeeze().equal(torch.eye(4, 6))
+    assert first.weight.equal(before)
 
 
-@pytest.mark.parametrize("variant", ["separable", "fullconv"])
-def test_nothing_but_pointwise_layers_starts_as_the_identity(variant):
+def test_full_convolutions_start_as_the_identity_too():
     torch.manual_seed(0)
-    network = MobileNet(MobileNetSpec(0.25, 32, variant=variant), 10)
+    network = MobileNet(MobileNetSpec(0.25, 32, variant="fullconv"), 10)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    prepare(network, PLAIN.override({"dirac": True}))
+    convs = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d)]
+    assert convs[0][1].weight.equal(before[f"{convs[0][0]}.weight"])
+    for name, conv in convs[1:]:
+        same = min(conv.in_channels, conv.out_channels)
+        inputs = torch.rand(2, conv.in_channels, 6, 6)
+        stride = conv.stride[0]
+        outputs = conv(inputs)[:, :same]
+        assert torch.allclose(outputs, inputs[:, :same, ::stride, ::stride], atol=1e-6)
+        assert conv.weight[same:].equal(before[f"{name}.weight"][same:])
+
+
+def test_nothing_but_pointwise_layers_starts_as_the_identity():
+    torch.manual_seed(0)
+    network = MobileNet(MobileNetSpec(0.25, 32), 10)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     prepare(network, PLAIN.override({"dirac": True}))
     changed = {

@@ -303,3 +303,15 @@ def test_no_knowledge_costs_the_logarithm_of_the_classes(classes):
     assert loss == pytest.approx(math.log(classes), rel=1e-6)
     figures, _ = measured(torch.zeros(3, classes), [0, 1, 1])
     assert figures["loss"] == pytest.approx(math.log(classes), rel=1e-6)
+
+
+def test_the_bins_of_a_reliability_diagram_by_hand():
+    """Three at 0.5 or a little more, one of them right, and one right at 0.99; empty bins are left out."""
+    logits = torch.tensor([[0.0, 0.01], [0.01, 0.0], [0.01, 0.0], [5.0, 0.0]])
+    _, details = measured(logits, [1, 1, 1, 0])
+    low, high = details["reliability"]
+    assert (low["images"], high["images"]) == (3, 1)
+    assert low["top1"] == pytest.approx(1 / 3)
+    assert low["confidence"] == pytest.approx(0.5025, abs=1e-4)
+    assert high["top1"] == 1
+    assert high["confidence"] == pytest.approx(1 / (1 + math.exp(-5)), abs=1e-6)

@@ -20,6 +20,8 @@ SETTINGS = [
     "dropout=0",
     "ema_decay=0.9",
     "augmentation.cutout=0.25",
+    # Sides follow the share of the epochs that is done.
+    "growth=null",
     "optimizer.lr=0.001",
     # The same rate at each step, whatever the number of epochs.
     "schedule.name=constant",

@@ -19,10 +19,11 @@ def reproduce(
     ] = None,
     data: Annotated[str, typer.Option(help="CIFAR-10, as for `train`.")] = "cifar10",
     output: Annotated[
-        Path, typer.Option(help="Folder for results; what is there already is not run again.")
-    ] = Path("runs/reproduce"),
+        Path | None,
+        typer.Option(help="Folder for results; what is there already is not run again."),
+    ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Minutes: shows that it runs, decides nothing.")
+        bool, typer.Option("--quick", help="Minutes: shows that it runs, and no more.")
     ] = False,
     full: Annotated[
         bool, typer.Option("--full", help="Width 1.0, s8, 60 epochs: for a GPU.")
@@ -36,7 +37,7 @@ def reproduce(
     """Train the paper's comparisons on CIFAR-10 and say which of its claims hold."""
     from dataclasses import replace
 
-    from mobilenets.reproduce.experiments import FULL, QUICK, SMALL, find_experiments, to_dict
+    from mobilenets.reproduce.experiments import FULL, QUICK, SMALL, find_experiments
 
     if quick and full:
         raise ValueError("--quick and --full are two scales: give one of them")
@@ -44,10 +45,9 @@ def reproduce(
     if seeds is not None:
         scale = replace(scale, seeds=seeds)
     wanted = find_experiments(names or [], scale)
+    folder = output or Path("runs") / f"reproduce-{scale.name}"
 
-    from mobilenets.reproduce.experiment_figures import draw
     from mobilenets.reproduce.trials import Laboratory
-    from mobilenets.training.checkpoint import write_json
     from mobilenets.training.device import find_device
     from mobilenets.training.interrupt import interrupts
     from mobilenets.training.memory import keep_freed_memory
@@ -55,22 +55,14 @@ def reproduce(
     keep_freed_memory()
     with interrupts() as interrupt:
         laboratory = Laboratory(
-            where=data, scale=scale, folder=output, device=find_device(device), stop=interrupt
+            where=data, scale=scale, folder=folder, device=find_device(device), stop=interrupt
         )
-        laboratory.check()
-        trials = laboratory.trials(model for experiment in wanted for model in experiment.models)
-    if trials is None:
+        results = laboratory.test(wanted)
+    if results is None:
         note("stopped; the same command goes on")
         raise typer.Exit(interrupt.exit_code)
-    top1 = {model: [100 * trial.test_top1 for trial in group] for model, group in trials.items()}
-    results = []
-    for experiment in wanted:
-        result = {"scale": scale.name, **to_dict(experiment, top1)}
-        write_json(output / f"{experiment.name}.json", result)
-        draw(experiment, top1, Path(data).name, output / f"{experiment.name}.png")
-        results.append(result)
     if as_json:
-        print_json({"output": str(output), "experiments": results})
+        print_json({"output": str(folder), "experiments": results})
         return
     for result in results:
         print_table(
@@ -107,4 +99,4 @@ def reproduce(
                 f"{result['fit']['points_per_doubling']:+.2f} points for each doubling of mult-adds, "
                 f"residual {result['fit']['residual']:.2f}"
             )
-    note(f"tables, figures and trials are in {output}")
+    note(f"tables, figures and trials are in {folder}")

@@ -16,18 +16,22 @@ WHITENING_IMAGES = 5000
 
 
 def prepare(model: nn.Module, recipe: Recipe) -> None:
-    """Set batch norm's momentum, and start pointwise layers as the identity, as a recipe says.
+    """Set batch norm's momentum, and start the blocks' layers as the identity, as a recipe says.
 
     The identity (Dirac) start copies input channel i to output channel i and leaves the further
-    outputs as they were (airbench94).
+    outputs as they were (airbench94). It is for pointwise layers, and for the full convolutions that stand
+    in their place, but not for the first layer, which finds its own filters.
     """
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = recipe.batch_norm_momentum
-        if recipe.dirac and isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
-            with torch.no_grad():
-                same = min(module.weight.shape[:2])
-                module.weight[:same] = torch.eye(same, module.weight.shape[1])[:, :, None, None]
+        if recipe.dirac and isinstance(module, nn.Conv2d) and module is not first:
+            outputs, inputs = module.weight.shape[:2]
+            if module.groups == 1:
+                same = min(outputs, inputs)
+                with torch.no_grad():
+                    nn.init.dirac_(module.weight[:same])
 
 
 def freeze_first_layer(model: nn.Module) -> nn.Conv2d:

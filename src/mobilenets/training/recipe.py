@@ -84,8 +84,10 @@ class AugmentationChoice(_Choices):
 class GrowthChoice(_Choices):
     """Images that grow while training: from `start` of their side to the whole of it.
 
-    They grow in eighths of the side over the first `until` of the schedule; small images cost less,
-    so that more of them are seen in the same time (arXiv 2104.00298 calls it progressive learning).
+    Over the first `until` of the schedule the side is the nearest eighth of the whole; with the
+    defaults, 32 pixels are 24 for the first 15 % of the schedule, 28 until 45 %, and whole from
+    there. Small images cost less, so that more of them are seen in the same time (arXiv 2104.00298
+    calls it progressive learning).
 
     >>> growth = GrowthChoice(start=0.75, until=0.5)
     >>> [growth.side(32, done) for done in (0.0, 0.2, 0.4, 0.5)]
@@ -98,7 +100,7 @@ class GrowthChoice(_Choices):
     def side(self, whole: int, done: float) -> int:
         """Pixels a side of images that are `whole` at the end, when `done` of the schedule is."""
         share = self.start + (1 - self.start) * min(1.0, done / self.until)
-        return max(1, round(whole * round(8 * share) / 8))
+        return max(1, round(whole * max(1, round(8 * share)) / 8))
 
 
 class EarlyStopping(_Choices):
@@ -132,7 +134,7 @@ class Recipe(_Choices):
     outputs: int | None = Field(default=None, ge=1, description="logits; as many as classes")
     dropout: float = Field(default=0.001, ge=0, lt=1)
     batch_norm_momentum: float = Field(default=0.1, gt=0, le=1)
-    dirac: bool = Field(default=False, description="pointwise layers start as the identity")
+    dirac: bool = Field(default=False, description="blocks start as the identity")
     whiten: bool = Field(default=False, description="first layer whitens patches and is frozen")
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     clip_norm: float | None = Field(default=None, gt=0)

@@ -39,7 +39,8 @@ class Session:
     """Model, average, optimiser and standing of a run that trains.
 
     Raises:
-        ValueError: the recipe asks for a metric, or a compiler, that is not there.
+        ValueError: the recipe asks for a metric or a compiler that is not there, or for images that
+            are too small for the model.
     """
 
     def __init__(
