@@ -24,12 +24,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from verb import mobilenets
 
 from mobilenets.runtimes.onnx import OnnxModel
 from mobilenets.training.curves import read_curves
 from mobilenets.training.device import machine
 from mobilenets.training.run import Run
+from verb import mobilenets
 
 CURVE = ("epoch", "seconds", "train/loss", "train/top1", "val/loss", "val/top1")
 

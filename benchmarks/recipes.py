@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
-from verb import mobilenets
 
 from mobilenets.training.curves import read_curves
+from verb import mobilenets
 
 TRAIN, VAL, TEST = 8000, 2000, 2000
 MODELS = {"article": "1.0-32", "paper": "0.5-32-s16", "cifar": "0.5-32-s16", "modern": "0.5-32-s16"}
