@@ -1,0 +1,243 @@
+"""TensorFlow Lite files: float, or integers that are turned back into floats; batch norm is folded in.
+
+The file is read as the data structure that it is; no TensorFlow is involved. Operators are taken in their order, which
+must be a chain: convolutions, one pooling, a classifier.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mobilenets.architecture.body import Padding
+from mobilenets.architecture.preprocessing import Preprocessing
+from mobilenets.architecture.spec import Activation
+from mobilenets.weights.imported import Convolution, ForeignWeights
+
+INSTALL = "pip install 'mobilenets[import]'"
+_IDENTIFIER = b"TFL3"
+# Behind the classifier, or where a quantised file begins and ends, these change no weights.
+_PASSED_OVER = ("RESHAPE", "SQUEEZE", "SOFTMAX", "QUANTIZE", "DEQUANTIZE")
+_POOLS = ("AVERAGE_POOL_2D", "MEAN")
+_TYPES = {0: np.float32, 1: np.float16, 2: np.int32, 3: np.uint8, 9: np.int8}
+
+
+@dataclass
+class _Chain:
+    """What has been read so far, over all files of a model."""
+
+    convolutions: list[Convolution] = field(default_factory=list)
+    strides: list[int] = field(default_factory=list)
+    activations: set[Activation] = field(default_factory=set)
+    paddings: set[Padding] = field(default_factory=set)
+    classifier: tuple[torch.Tensor, torch.Tensor] | None = None
+    pooled: bool = False
+    input: Any = None
+
+
+def read_tflite(paths: Sequence[Path], labels: Sequence[str] = ()) -> ForeignWeights:
+    """Read a model from a `.tflite` file, or from several that hold it in turn, body first.
+
+    Args:
+        labels: class names; the file's own count decides nothing.
+
+    Raises:
+        ValueError: the file is truncated or of another kind, or holds an operator that is not one of
+            MobileNet V1's; the file and the operator are named.
+        ImportError: the package that knows the format is missing.
+    """
+    try:
+        import tflite
+    except ImportError:
+        raise ImportError(f"reading .tflite files needs the package tflite: {INSTALL}") from None
+    chain = _Chain()
+    for path in paths:
+        content = path.read_bytes()
+        if content[4:8] != _IDENTIFIER:
+            raise ValueError(f"{path}: not a TensorFlow Lite file")
+        try:
+            _File(path, tflite.Model.GetRootAsModel(content, 0), tflite).read_into(chain)
+        except ValueError:
+            raise
+        # A truncated buffer fails wherever the reader happens to be.
+        except Exception as error:
+            raise ValueError(f"{path}: not a whole TensorFlow Lite file ({error})") from None
+    origin = " + ".join(map(str, paths))
+    if not chain.convolutions or chain.input is None:
+        raise ValueError(f"{origin}: it has no convolutions: is the file with the body missing?")
+    if len(chain.activations) != 1:
+        kinds = ", ".join(sorted(chain.activations))
+        raise ValueError(f"{origin}: its layers have different activations ({kinds})")
+    shape, scale, zero = chain.input
+    height, width, channels = shape[1:]
+    mean, std = (0.5, 0.5) if scale is None else (zero / 255, 1 / (255 * scale))
+    return ForeignWeights(
+        origin=origin,
+        convolutions=chain.convolutions,
+        classifier=chain.classifier,
+        activation=chain.activations.pop(),
+        padding=_padding(chain.paddings, origin),
+        batch_norm_epsilon=1e-3,
+        resolution=height if height == width else (height, width),
+        total_stride=math.prod(chain.strides),
+        preprocessing=Preprocessing(
+            height,
+            width,
+            channels="L" if channels == 1 else "RGB",
+            mean=(mean,) * channels,
+            std=(std,) * channels,
+        ),
+        labels=labels,
+    )
+
+
+def _padding(found: set[Padding], origin: str) -> Padding:
+    # Stride 1 pads alike in all: SAME says nothing against an explicit padding elsewhere.
+    explicit = found - {"tensorflow"}
+    if len(explicit) > 1:
+        raise ValueError(f"{origin}: its layers pad in different ways")
+    return explicit.pop() if explicit else "tensorflow"
+
+
+class _File:
+    def __init__(self, path: Path, model: Any, tflite: Any) -> None:
+        self._path, self._model, self._tflite = path, model, tflite
+        if model.SubgraphsLength() != 1:
+            raise ValueError(
+                f"{path}: it has {model.SubgraphsLength()} graphs, and one is expected"
+            )
+        self._graph = model.Subgraphs(0)
+
+    def read_into(self, chain: _Chain) -> None:
+        graph = self._graph
+        last = int(graph.Inputs(0))
+        if chain.input is None:
+            chain.input = self._input(last)
+        before: tuple[int, ...] | None = None
+        for index in range(graph.OperatorsLength()):
+            operator = graph.Operators(index)
+            kind = self._kind(operator)
+            inputs = operator.InputsAsNumpy()
+            if inputs[0] != last:
+                raise ValueError(
+                    f"{self._path}: operator {index} ({kind}) branches off, as a detector's do; "
+                    "a classifier is a chain"
+                )
+            last = int(operator.Outputs(0))
+            if kind == "PAD":
+                before = tuple(self._values(int(inputs[1])).flatten().tolist())
+                continue
+            if kind in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
+                self._add(chain, kind, operator, before)
+                before = None
+            elif kind in _POOLS:
+                chain.pooled = True
+            elif kind not in _PASSED_OVER:
+                raise ValueError(
+                    f"{self._path}: operator {index} is {kind}, which MobileNet V1 does not have"
+                )
+
+    def _add(self, chain: _Chain, kind: str, operator: Any, before: tuple[int, ...] | None) -> None:
+        inputs = operator.InputsAsNumpy()
+        name = self._graph.Tensors(int(inputs[1])).Name().decode()
+        values = self._values(int(inputs[1]))
+        bias = (
+            torch.from_numpy(self._values(int(inputs[2])).copy())
+            if len(inputs) > 2 and inputs[2] >= 0
+            else torch.zeros(values.shape[3 if kind == "DEPTHWISE_CONV_2D" else 0])
+        )
+        if chain.pooled:
+            if chain.classifier is not None:
+                raise ValueError(f"{self._path}: {name} is a second classifier")
+            chain.classifier = torch.from_numpy(values.reshape(len(values), -1).copy()), bias
+            return
+        options, activation = self._options(kind, operator)
+        if options is None:
+            raise ValueError(f"{self._path}: {name} is a linear layer before the pooling")
+        order = (3, 0, 1, 2) if kind == "DEPTHWISE_CONV_2D" else (0, 3, 1, 2)
+        weight = torch.from_numpy(values.transpose(order).copy())
+        stride = int(options.StrideH())
+        chain.convolutions.append(Convolution(name=name, weight=weight, bias=bias))
+        chain.strides.append(stride)
+        chain.activations.add(activation)
+        if stride == 2:
+            chain.paddings.add(self._padding_of(options, before, name))
+
+    def _padding_of(self, options: Any, before: tuple[int, ...] | None, name: str) -> Padding:
+        if options.Padding() == self._tflite.Padding.SAME:
+            return "tensorflow"
+        if before == (0, 0, 0, 1, 0, 1, 0, 0):
+            return "keras"
+        if before == (0, 0, 1, 1, 1, 1, 0, 0):
+            return "torch"
+        raise ValueError(f"{self._path}: {name} pads in a way that is not supported ({before})")
+
+    def _options(self, kind: str, operator: Any) -> tuple[Any, Activation]:
+        tflite = self._tflite
+        if kind == "FULLY_CONNECTED":
+            return None, "relu"
+        options = tflite.Conv2DOptions() if kind == "CONV_2D" else tflite.DepthwiseConv2DOptions()
+        table = operator.BuiltinOptions()
+        options.Init(table.Bytes, table.Pos)
+        fused = options.FusedActivationFunction()
+        kinds: dict[int, Activation] = {
+            tflite.ActivationFunctionType.RELU: "relu",
+            tflite.ActivationFunctionType.RELU6: "relu6",
+        }
+        if fused not in kinds:
+            raise ValueError(
+                f"{self._path}: a layer has activation {fused}, neither ReLU nor ReLU6"
+            )
+        return options, kinds[fused]
+
+    def _kind(self, operator: Any) -> str:
+        code = self._model.OperatorCodes(operator.OpcodeIndex())
+        number = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
+        if number == self._tflite.BuiltinOperator.CUSTOM:
+            return str(code.CustomCode().decode())
+        return str(self._tflite.opcode2name(number))
+
+    def _input(self, index: int) -> tuple[tuple[int, ...], float | None, int]:
+        tensor = self._graph.Tensors(index)
+        shape = tuple(int(side) for side in tensor.ShapeAsNumpy())
+        if len(shape) != 4:
+            raise ValueError(
+                f"{self._path}: its input has shape {shape}, and an image has four sides"
+            )
+        quantization = tensor.Quantization()
+        if quantization is None or quantization.ScaleIsNone() or tensor.Type() != 3:
+            return shape, None, 0
+        return shape, float(quantization.Scale(0)), int(quantization.ZeroPoint(0))
+
+    def _values(self, index: int) -> NDArray[Any]:
+        """A constant tensor as floats, or as integers where it is not quantised."""
+        tensor = self._graph.Tensors(index)
+        name, kind = tensor.Name().decode(), tensor.Type()
+        if kind not in _TYPES:
+            raise ValueError(
+                f"{self._path}: {name} has a number type that is not supported ({kind})"
+            )
+        buffer = self._model.Buffers(tensor.Buffer())
+        if buffer.DataIsNone():
+            raise ValueError(f"{self._path}: {name} holds no numbers")
+        values = np.frombuffer(buffer.DataAsNumpy().tobytes(), dtype=_TYPES[kind])
+        values = values.reshape(tensor.ShapeAsNumpy())
+        quantization = tensor.Quantization()
+        if quantization is None or quantization.ScaleIsNone():
+            return values.astype(np.float32) if values.dtype == np.float16 else values
+        scales = quantization.ScaleAsNumpy().astype(np.float64)
+        zeros = quantization.ZeroPointAsNumpy().astype(np.float64)
+        if len(scales) > 1:
+            # One scale a channel, along the dimension that the file names.
+            shape = [1] * values.ndim
+            shape[quantization.QuantizedDimension()] = len(scales)
+            scales, zeros = scales.reshape(shape), zeros.reshape(shape)
+        floats: NDArray[np.float32] = ((values.astype(np.float64) - zeros) * scales).astype(np.float32)
+        return floats

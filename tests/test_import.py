@@ -1,0 +1,445 @@
+"""Weights of other projects: each dialect read into our network, with nothing lost and nothing assumed."""
+
+import json
+import pickle
+import tarfile
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from mobilenets.architecture import MobileNetSpec
+from mobilenets.architecture.layer_rows import layers_of
+from mobilenets.architecture.network import MobileNet
+from mobilenets.data.images import image_to_tensor
+from mobilenets.data.transforms import fit, normalise
+from mobilenets.weights.files import import_weights
+
+CORAL = {
+    "0.25-128": ["mobilenet_v1_0.25_128_quant.tflite"],
+    "0.5-160": ["mobilenet_v1_0.5_160_quant.tflite"],
+    "0.75-192": ["mobilenet_v1_0.75_192_quant.tflite"],
+    "1.0-224": [
+        "mobilenet_v1_1.0_224_quant_embedding_extractor.tflite",
+        "mobilenet_quant_v1_224_head_layers.tflite",
+    ],
+}
+RETINAFACE = "mobilenetv1_0.25_leaky_imagenet.pth.tar"
+
+
+def random_network(name="0.25-64", classes=7, **choices):
+    """Weights and batch-norm statistics that all differ, so that nothing can be mixed up unseen."""
+    torch.manual_seed(3)
+    network = MobileNet(MobileNetSpec.parse(name, **choices), classes).eval()
+    with torch.no_grad():
+        for key, value in network.state_dict().items():
+            if key.endswith("running_var"):
+                value.uniform_(0.5, 2.0)
+            elif key.endswith("running_mean") or ".norm.bias" in key:
+                value.normal_(0, 0.3)
+            elif ".norm.weight" in key:
+                value.uniform_(0.7, 1.6)
+            elif key.startswith("classifier"):
+                value.normal_()
+    return network
+
+
+def loaded(imported):
+    network = MobileNet(imported.spec, imported.classes).eval()
+    network.load_state_dict(imported.state)
+    return network
+
+
+def assert_same(ours, theirs, sides=(64, 65)):
+    for side in sides:
+        images = torch.randn(2, 3, side, side)
+        with torch.inference_mode():
+            torch.testing.assert_close(ours(images), theirs(images), rtol=1e-4, atol=1e-4)
+
+
+def units(network):
+    """Names of ours in order, each with its convolution and batch norm."""
+    modules = dict(network.named_modules())
+    for layer in layers_of(network.spec, None):
+        unit = modules[f"body.{layer.name}"]
+        yield layer, unit.conv, unit.norm
+
+
+# PyTorch.
+
+
+def timm_names(index):
+    if index == 0:
+        return "conv_stem", "bn1"
+    block, part = divmod(index - 1, 2)
+    depths = [1, 2, 2, 6, 2]
+    stage = next(s for s in range(5) if block < sum(depths[: s + 1]))
+    place = f"blocks.{stage}.{block - sum(depths[:stage])}"
+    return (
+        (f"{place}.conv_dw", f"{place}.bn1") if part == 0 else (f"{place}.conv_pw", f"{place}.bn2")
+    )
+
+
+def hugging_face_names(index):
+    place = "conv_stem" if index == 0 else f"layer.{index - 1}"
+    return f"mobilenet_v1.{place}.convolution", f"mobilenet_v1.{place}.normalization"
+
+
+def kuangliu_names(index):
+    if index == 0:
+        return "conv1", "bn1"
+    block, part = divmod(index - 1, 2)
+    return f"layers.{block}.conv{part + 1}", f"layers.{block}.bn{part + 1}"
+
+
+def marvis_names(index):
+    if index == 0:
+        return "model.0.0", "model.0.1"
+    block, part = divmod(index - 1, 2)
+    return f"model.{block + 1}.{3 * part}", f"model.{block + 1}.{3 * part + 1}"
+
+
+def unknown_names(index):
+    return f"net.c{index}", f"net.n{index}"
+
+
+def exported(network, names, classifier):
+    state = {}
+    for index, (_, conv, norm) in enumerate(units(network)):
+        conv_name, norm_name = names(index)
+        state[f"{conv_name}.weight"] = conv.weight.detach().clone()
+        for part in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+            state[f"{norm_name}.{part}"] = norm.state_dict()[part].clone()
+    state[f"{classifier}.weight"] = network.classifier.weight.detach().clone()
+    state[f"{classifier}.bias"] = network.classifier.bias.detach().clone()
+    return state
+
+
+@pytest.mark.parametrize(
+    ("names", "classifier", "choices", "mean"),
+    [
+        (timm_names, "classifier", {"activation": "relu6"}, 0.5),
+        (
+            hugging_face_names,
+            "classifier",
+            {"activation": "relu6", "padding": "tensorflow", "batch_norm_epsilon": 1e-3},
+            0.5,
+        ),
+        (kuangliu_names, "linear", {}, 0.485),
+        (marvis_names, "fc", {}, 0.485),
+    ],
+)
+@pytest.mark.parametrize("form", ["pickle", "safetensors", "wrapped"])
+def test_torch_dialects(tmp_path, names, classifier, choices, mean, form):
+    """Also sorted by name, as safetensors keeps them, and as a trainer with several GPUs wraps them."""
+    theirs = random_network(**choices)
+    state = exported(theirs, names, classifier)
+    path = tmp_path / ("model.safetensors" if form == "safetensors" else "model.pth")
+    if form == "safetensors":
+        save_file(state, path)
+    elif form == "wrapped":
+        state = {f"module.{name}": value for name, value in state.items()}
+        torch.save({"epoch": 3, "state_dict": state, "best": 0.7}, path)
+    else:
+        torch.save(state, path)
+    imported = import_weights([path], labels=list("abcdefg"), resolution=64)
+    assert imported.spec == theirs.spec
+    assert imported.labels == tuple("abcdefg")
+    assert imported.preprocessing.mean[0] == mean
+    assert_same(loaded(imported), theirs)
+
+
+def test_an_unknown_project_needs_its_activation(tmp_path):
+    theirs = random_network(activation="leaky")
+    path = tmp_path / "model.pth"
+    torch.save(exported(theirs, unknown_names, "head"), path)
+    with pytest.raises(ValueError, match="give it with --activation relu, relu6 or leaky"):
+        import_weights([path])
+    imported = import_weights([path], activation="leaky", resolution=64)
+    assert imported.spec == theirs.spec
+    assert_same(loaded(imported), theirs)
+
+
+@pytest.mark.parametrize(
+    ("name", "choices"),
+    [
+        ("0.35-64", {}),
+        ("0.35-64", {"rounding": "divisible8"}),
+        ("0.6-64", {}),
+        ("1.25-64", {}),
+        ("0.25-64-shallow", {}),
+        ("0.25-64-fullconv", {}),
+        ("0.1-64", {"rounding": "keras"}),
+    ],
+)
+def test_members_of_the_family_are_known_by_their_shapes(tmp_path, name, choices):
+    theirs = random_network(name, **choices)
+    path = tmp_path / "model.pth"
+    torch.save(exported(theirs, unknown_names, "fc"), path)
+    imported = import_weights([path], activation="relu", resolution=64)
+    assert imported.spec.width == theirs.spec.width
+    assert_same(loaded(imported), theirs, sides=(64,))
+
+
+def test_hugging_face_settings_beside_the_weights(tmp_path):
+    theirs = random_network(activation="relu", padding="torch", batch_norm_epsilon=0.01)
+    torch.save(exported(theirs, hugging_face_names, "classifier"), tmp_path / "pytorch_model.bin")
+    labels = {str(index): f"label {index}" for index in range(7)}
+    config = {"hidden_act": "relu", "tf_padding": False, "layer_norm_eps": 0.01, "id2label": labels}
+    # The wrong-way-round dropout of transformers#22767, which is not taken over.
+    config |= {"classifier_dropout_prob": 0.999, "image_size": 64}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    served = {
+        "crop_size": {"height": 64, "width": 64},
+        "size": {"shortest_edge": 80},
+        "image_mean": [0.1, 0.2, 0.3],
+        "image_std": [0.4, 0.5, 0.6],
+    }
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(served))
+    imported = import_weights([tmp_path / "pytorch_model.bin"])
+    assert imported.spec == theirs.spec
+    assert imported.labels[3] == "label 3"
+    assert imported.preprocessing.mean == (0.1, 0.2, 0.3)
+    assert imported.preprocessing.crop_fraction == pytest.approx(64 / 80)
+    assert_same(loaded(imported), theirs)
+
+
+# 1,001 outputs: index 0 is TensorFlow's background (tensorflow/hub#574).
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_the_background_goes_or_is_named_and_nothing_is_shifted(tmp_path, keep):
+    theirs = random_network(classes=1001, activation="relu6")
+    path = tmp_path / "model.pth"
+    torch.save(exported(theirs, timm_names, "classifier"), path)
+    imported = import_weights([path], keep_background=keep, resolution=64)
+    assert imported.classes == len(imported.labels) == 1000 + keep
+    assert imported.labels[:2] == (("background", "tench") if keep else ("tench", "goldfish"))
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        expected = theirs(images)[:, 0 if keep else 1 :]
+        torch.testing.assert_close(loaded(imported)(images), expected, rtol=1e-4, atol=1e-4)
+
+
+# Keras.
+
+
+def keras_layers(network):
+    """Layers of Keras Applications in order: name, weight names and arrays."""
+    for layer, conv, norm in units(network):
+        number = layer.name.removeprefix("block").split(".")[0]
+        kind = {"conv": "conv1", "depthwise": f"conv_dw_{number}", "pointwise": f"conv_pw_{number}"}
+        name = kind[layer.type]
+        weight = conv.weight.detach().numpy()
+        axes = (2, 3, 0, 1) if layer.type == "depthwise" else (2, 3, 1, 0)
+        part = "depthwise_kernel" if layer.type == "depthwise" else "kernel"
+        yield name, [part], [weight.transpose(axes)]
+        values = [norm.weight, norm.bias, norm.running_mean, norm.running_var]
+        parts = ["gamma", "beta", "moving_mean", "moving_variance"]
+        yield f"{name}_bn", parts, [value.detach().numpy() for value in values]
+    if isinstance(network.classifier, torch.nn.Linear):
+        weight = network.classifier.weight.detach().numpy().T[None, None]
+        yield "conv_preds", ["kernel", "bias"], [weight, network.classifier.bias.detach().numpy()]
+
+
+def write_keras_2(network, path, below=None):
+    with h5py.File(path, "w") as file:
+        root = file if below is None else file.create_group(below)
+        names = []
+        for name, parts, arrays in keras_layers(network):
+            group = root.create_group(name)
+            group.attrs["weight_names"] = [f"{name}/{part}:0".encode() for part in parts]
+            for part, array in zip(parts, arrays, strict=True):
+                group[f"{name}/{part}:0"] = array
+            # Layers without weights stand between the others.
+            root.create_group(f"{name}_relu").attrs["weight_names"] = np.array([], dtype="S1")
+            names += [name.encode(), f"{name}_relu".encode()]
+        root.attrs["layer_names"] = names
+
+
+def write_keras_3(network, path):
+    counts = {}
+    with h5py.File(path, "w") as file:
+        for name, parts, arrays in keras_layers(network):
+            kind = {"kernel": "conv2d", "depthwise_kernel": "depthwise_conv2d"}.get(
+                parts[0], "batch_normalization"
+            )
+            number = counts.get(kind, 0)
+            counts[kind] = number + 1
+            place = f"layers/{kind}" + (f"_{number}" if number else "") + "/vars"
+            for index, array in enumerate(arrays):
+                file[f"{place}/{index}"] = array
+            del name
+
+
+@pytest.mark.parametrize("classes", [7, None])
+@pytest.mark.parametrize("form", ["h5", "whole h5", "weights.h5", "keras"])
+def test_keras_files(tmp_path, classes, form):
+    choices = {"activation": "relu6", "padding": "keras", "batch_norm_epsilon": 1e-3}
+    theirs = random_network(classes=classes, **choices)
+    path = tmp_path / f"model.{form.split()[-1]}"
+    if form in ("h5", "whole h5"):
+        write_keras_2(theirs, path, "model_weights" if form == "whole h5" else None)
+    else:
+        write_keras_3(theirs, path)
+    if form == "keras":
+        import zipfile
+
+        weights = path.read_bytes()
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("metadata.json", "{}")
+            archive.writestr("model.weights.h5", weights)
+    imported = import_weights([path], resolution=64, labels=list("abcdefg"))
+    assert imported.spec == theirs.spec
+    assert imported.classes == classes
+    assert imported.preprocessing.std == (0.5, 0.5, 0.5)
+    assert_same(loaded(imported), theirs)
+
+
+def test_keras_file_names_tell_the_resolution(tmp_path):
+    path = tmp_path / "mobilenet_2_5_160_tf.h5"
+    write_keras_2(random_network(activation="relu6", padding="keras"), path)
+    assert str(import_weights([path]).spec) == "0.25-160"
+
+
+# TensorFlow Lite, on Google's own models.
+
+
+@pytest.mark.parametrize("name", CORAL)
+def test_coral_models(shared, name):
+    paths = [shared / "weights" / file for file in CORAL[name]]
+    imported = import_weights(paths)
+    spec = imported.spec
+    assert (str(spec), spec.activation, spec.padding) == (name, "relu6", "tensorflow")
+    assert imported.classes == len(imported.labels) == 1000
+    # (q - 128) / 128: the file's own scale, a little off x / 127.5 - 1.
+    assert imported.preprocessing.scaled(128) == pytest.approx(0)
+    assert imported.preprocessing.scaled(255) == pytest.approx(127 / 128)
+    assert (imported.preprocessing.height, imported.preprocessing.width) == (spec.height,) * 2
+
+
+@pytest.mark.parametrize(
+    ("files", "every", "least"),
+    # What the same weights reached, dequantised: 44.6 %; LeakyReLU 52.4 %, and 1.6 % as a ReLU.
+    [(CORAL["0.25-128"], 4, 0.38), ([RETINAFACE], 4, 0.48)],
+)
+def test_imported_models_recognise_real_photos(shared, files, every, least):
+    imported = import_weights([shared / "weights" / file for file in files])
+    network = loaded(imported)
+    right = images = 0
+    with tarfile.open(shared / "data" / "imagenet_samples.tar") as archive:
+        photos = sorted(
+            (m for m in archive if m.name.lower().endswith((".jpg", ".jpeg"))), key=lambda m: m.name
+        )
+        assert len(photos) == 1000
+        for target in range(0, 1000, every):
+            with Image.open(archive.extractfile(photos[target])) as photo:
+                pixels = fit(image_to_tensor(photo, 3), imported.preprocessing)
+            with torch.inference_mode():
+                outputs = network(normalise(pixels[None], imported.preprocessing))
+            right += int(outputs.argmax()) == target
+            images += 1
+    assert right / images > least
+
+
+# What is wrong with a file, in one sentence.
+
+
+class Hostile:
+    def __reduce__(self):
+        import os
+
+        return os.system, ("touch code-was-run",)
+
+
+def test_a_pickle_with_code_in_it_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "model.pth"
+    path.write_bytes(pickle.dumps({"state_dict": Hostile()}))
+    with pytest.raises(ValueError, match="not a file of plain PyTorch weights"):
+        import_weights([path])
+    assert not (tmp_path / "code-was-run").exists()
+
+
+def test_damaged_files_are_one_sentence(shared, tmp_path):
+    content = (shared / "weights" / CORAL["0.25-128"][0]).read_bytes()
+    for length in (6, 9, 100, 5000, len(content) // 2):
+        path = tmp_path / "model.tflite"
+        path.write_bytes(content[:length])
+        with pytest.raises(ValueError, match=r"model\.tflite: "):
+            import_weights([path])
+    theirs = random_network(activation="relu6", padding="keras")
+    write_keras_2(theirs, tmp_path / "whole.h5")
+    content = (tmp_path / "whole.h5").read_bytes()
+    for length in (8, 100, len(content) // 2):
+        path = tmp_path / "model.h5"
+        path.write_bytes(content[:length])
+        with pytest.raises(ValueError, match=r"model\.h5: not a whole Keras file"):
+            import_weights([path])
+
+
+def test_a_detector_is_not_a_classifier(shared):
+    path = shared / "weights" / "ssd_mobilenet_v1_1_metadata_1.tflite"
+    with pytest.raises(ValueError, match=r"ssd_mobilenet_v1_1_metadata_1.tflite: "):
+        import_weights([path])
+
+
+def test_half_a_model_says_so(shared):
+    body, head = (shared / "weights" / file for file in CORAL["1.0-224"])
+    imported = import_weights([body])
+    assert imported.classes is None
+    assert imported.labels == ()
+    with pytest.raises(ValueError, match="is the file with the body missing"):
+        import_weights([head])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda s: s.pop("bn1.running_mean"), "bn1.running_mean is missing"),
+        (lambda s: s.pop("blocks.4.1.conv_pw.weight"), "26 convolutions"),
+        (
+            lambda s: s.update({"blocks.2.0.conv_pw.weight": torch.zeros(64, 31, 1, 1)}),
+            r"blocks.2.0.conv_pw is \(64, 31, 1, 1\) where 0.25-224 has \(64, 32, 1, 1\)",
+        ),
+        (lambda s: s.update({"bn1.weight": torch.zeros(3)}), r"weight has shape \(3,\) for 8"),
+        (lambda s: s.update({"classifier.weight": torch.zeros(7, 5)}), "takes 5 features"),
+    ],
+)
+def test_what_does_not_fit_is_named(tmp_path, spoil, sentence):
+    state = exported(random_network(), timm_names, "classifier")
+    spoil(state)
+    torch.save(state, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match=sentence):
+        import_weights([tmp_path / "model.pth"])
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ([1, 2], "it holds a list"),
+        ({"epoch": 3}, "it holds no weights by name"),
+        ({"w": torch.zeros(3)}, "it has no convolutions"),
+    ],
+)
+def test_files_of_something_else(tmp_path, content, sentence):
+    torch.save(content, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match=sentence):
+        import_weights([tmp_path / "model.pth"])
+
+
+def test_labels_must_be_as_many_as_outputs(tmp_path):
+    torch.save(exported(random_network(), timm_names, "classifier"), tmp_path / "model.pth")
+    with pytest.raises(ValueError, match="7 outputs but 2 labels"):
+        import_weights([tmp_path / "model.pth"], labels=["a", "b"])
+
+
+def test_files_that_are_not_there(tmp_path):
+    with pytest.raises(ValueError, match="there is no such weights file"):
+        import_weights([tmp_path / "model.h5"])
+    (tmp_path / "a.pth").write_bytes(b"x")
+    with pytest.raises(ValueError, match="in TensorFlow Lite's format only"):
+        import_weights([tmp_path / "a.pth", tmp_path / "a.pth"])
