@@ -392,7 +392,7 @@ def test_half_a_model_says_so(shared):
     imported = import_weights([body])
     assert imported.classes is None
     assert imported.labels == ()
-    with pytest.raises(ValueError, match="is the file with the body missing"):
+    with pytest.raises(ValueError, match="name the file with the body before it"):
         import_weights([head])
 
 

@@ -120,8 +120,8 @@ class Laboratory:
         A layer that whitens has fewer directions to look in the narrower the model is, and would be part of
         what is compared.
         """
-        return CIFAR.override(
-            {
+        return CIFAR.model_copy(
+            update={
                 "epochs": self.scale.epochs,
                 "fraction": self.scale.fraction,
                 "seed": seed,

@@ -120,6 +120,11 @@ class _File:
         last = int(graph.Inputs(0))
         if chain.input is None:
             chain.input = self._input(last)
+            if chain.input[0][1:3] == (1, 1):
+                raise ValueError(
+                    f"{self._path}: it begins with features, not with an image: name the file with "
+                    "the body before it"
+                )
         before: tuple[int, ...] | None = None
         for index in range(graph.OperatorsLength()):
             operator = graph.Operators(index)
@@ -239,5 +244,7 @@ class _File:
             shape = [1] * values.ndim
             shape[quantization.QuantizedDimension()] = len(scales)
             scales, zeros = scales.reshape(shape), zeros.reshape(shape)
-        floats: NDArray[np.float32] = ((values.astype(np.float64) - zeros) * scales).astype(np.float32)
+        floats: NDArray[np.float32] = ((values.astype(np.float64) - zeros) * scales).astype(
+            np.float32
+        )
         return floats
