@@ -88,7 +88,7 @@ CIFAR = Recipe(
     dirac=True,
     whiten=True,
     ema_decay=0.999,
-    expected="CIFAR10_EXPECTED",
+    expected="0.5-32-s16 on CIFAR-10 (JPEG), 5 minutes on one core in bf16, seed 0: val top-1 74.8 %",
 )
 """Small images, from scratch: SGD with Nesterov momentum up and down in straight lines, shifts of an
 eighth, images that grow from three quarters of their side, a start from the identity behind a first layer that
