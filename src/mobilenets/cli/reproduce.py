@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -35,8 +36,6 @@ def reproduce(
     as_json: JsonFlag = False,
 ) -> None:
     """Train the paper's comparisons on CIFAR-10 and say which of its claims hold."""
-    from dataclasses import replace
-
     from mobilenets.reproduce.experiments import FULL, QUICK, SMALL, find_experiments
 
     if quick and full:

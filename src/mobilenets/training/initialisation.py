@@ -26,12 +26,11 @@ def prepare(model: nn.Module, recipe: Recipe) -> None:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = recipe.batch_norm_momentum
-        if recipe.dirac and isinstance(module, nn.Conv2d) and module is not first:
-            outputs, inputs = module.weight.shape[:2]
-            if module.groups == 1:
-                same = min(outputs, inputs)
-                with torch.no_grad():
-                    nn.init.dirac_(module.weight[:same])
+        if not (recipe.dirac and isinstance(module, nn.Conv2d)) or module is first:
+            continue
+        if module.groups == 1:
+            with torch.no_grad():
+                nn.init.dirac_(module.weight[: module.in_channels])
 
 
 def freeze_first_layer(model: nn.Module) -> nn.Conv2d:

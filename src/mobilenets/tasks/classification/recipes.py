@@ -99,7 +99,7 @@ What transfers from airbench (github.com/KellerJordan/cifar10-airbench) is a swi
 reflected), `augmentation.cutout`, `label_smoothing`, `optimizer.nesterov`, `optimizer.norm_bias_lr`
 (64 there), `batch_norm_momentum` (0.4 there), `whiten`, `dirac`, `ema_decay`; evaluation with mirror
 images is `mobilenets evaluate --mirror`. Not taken over: its own network, and the scaling
-of outputs, which a classifier that starts at 0.01 does not need. docs/results.md says what each is worth.
+of outputs, which a classifier that starts at 0.01 does not need. docs/log.md says what each was worth.
 """
 
 MODERN = Recipe(
