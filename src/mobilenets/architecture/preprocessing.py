@@ -13,6 +13,21 @@ ChannelOrder = Literal["RGB", "BGR", "L", "RGBA"]
 CHANNELS: dict[str, int] = {"L": 1, "RGB": 3, "BGR": 3, "RGBA": 4}
 
 
+def channel_order(count: int) -> ChannelOrder:
+    """The usual order of that many channels.
+
+    Raises:
+        ValueError: images have no such number of channels.
+
+    >>> channel_order(1), channel_order(3)
+    ('L', 'RGB')
+    """
+    orders: dict[int, ChannelOrder] = {1: "L", 3: "RGB", 4: "RGBA"}
+    if count not in orders:
+        raise ValueError(f"images have 1 (grey), 3 (RGB) or 4 (RGBA) channels, not {count}")
+    return orders[count]
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """Resize, then `(pixel / 255 - mean) / std`, channel by channel.

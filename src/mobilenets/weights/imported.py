@@ -20,6 +20,7 @@ from mobilenets.architecture.preprocessing import Preprocessing
 from mobilenets.architecture.spec import Activation, MobileNetSpec, Rounding
 
 BACKGROUND = 1001
+INSTALL = "pip install 'mobilenets[import]'"
 
 
 @dataclass(frozen=True, kw_only=True)

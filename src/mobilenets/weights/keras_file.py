@@ -16,19 +16,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mobilenets.architecture.preprocessing import Preprocessing
-from mobilenets.weights.imported import Convolution, ForeignWeights, Norm
+from mobilenets.architecture.preprocessing import Preprocessing, channel_order
+from mobilenets.weights.imported import INSTALL, Convolution, ForeignWeights, Norm
 
-INSTALL = "pip install 'mobilenets[import]'"
 _WEIGHTS_IN_ARCHIVE = "model.weights.h5"
 # Keras Applications' own file names end in alpha and size: mobilenet_5_0_160_tf.h5.
 _FILE_NAME = re.compile(r"mobilenet_\d_\d_(\d{3})_tf")
 Arrays = list[NDArray[np.float32]]
 
 
-def read_keras(
-    path: Path, labels: Sequence[str] = (), *, resolution: int | None = None
-) -> ForeignWeights:
+def read_keras(path: Path, *, resolution: int | None = None) -> ForeignWeights:
     """Read a MobileNet of Keras Applications.
 
     Args:
@@ -70,11 +67,10 @@ def read_keras(
         preprocessing=Preprocessing(
             resolution,
             resolution,
-            channels={1: "L", 4: "RGBA"}.get(channels, "RGB"),  # type: ignore[arg-type]
+            channels=channel_order(channels),
             mean=(0.5,) * channels,
             std=(0.5,) * channels,
         ),
-        labels=labels,
     )
 
 

@@ -17,11 +17,10 @@ import torch
 from numpy.typing import NDArray
 
 from mobilenets.architecture.body import Padding
-from mobilenets.architecture.preprocessing import Preprocessing
+from mobilenets.architecture.preprocessing import Preprocessing, channel_order
 from mobilenets.architecture.spec import Activation
-from mobilenets.weights.imported import Convolution, ForeignWeights
+from mobilenets.weights.imported import INSTALL, Convolution, ForeignWeights
 
-INSTALL = "pip install 'mobilenets[import]'"
 _IDENTIFIER = b"TFL3"
 # Behind the classifier, or where a quantised file begins and ends, these change no weights.
 _PASSED_OVER = ("RESHAPE", "SQUEEZE", "SOFTMAX", "QUANTIZE", "DEQUANTIZE")
@@ -42,11 +41,8 @@ class _Chain:
     input: Any = None
 
 
-def read_tflite(paths: Sequence[Path], labels: Sequence[str] = ()) -> ForeignWeights:
+def read_tflite(paths: Sequence[Path]) -> ForeignWeights:
     """Read a model from a `.tflite` file, or from several that hold it in turn, body first.
-
-    Args:
-        labels: class names; the file's own count decides nothing.
 
     Raises:
         ValueError: the file is truncated or of another kind, or holds an operator that is not one of
@@ -90,11 +86,10 @@ def read_tflite(paths: Sequence[Path], labels: Sequence[str] = ()) -> ForeignWei
         preprocessing=Preprocessing(
             height,
             width,
-            channels="L" if channels == 1 else "RGB",
+            channels=channel_order(channels),
             mean=(mean,) * channels,
             std=(std,) * channels,
         ),
-        labels=labels,
     )
 
 

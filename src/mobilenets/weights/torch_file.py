@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mobilenets.architecture.body import Padding
-from mobilenets.architecture.preprocessing import Interpolation, Preprocessing
+from mobilenets.architecture.preprocessing import Interpolation, Preprocessing, channel_order
 from mobilenets.architecture.spec import Activation
 from mobilenets.weights.imported import Convolution, ForeignWeights, Norm
 from mobilenets.weights.state import read_safetensors
@@ -129,7 +129,6 @@ DIALECTS = (
 
 def read_torch(
     path: Path,
-    labels: Sequence[str] = (),
     *,
     activation: Activation | None = None,
     resolution: int = 224,
@@ -186,7 +185,6 @@ def read_torch(
         batch_norm_epsilon=dialect.batch_norm_epsilon,
         resolution=resolution,
         preprocessing=_preprocessing(dialect, resolution, channels),
-        labels=labels,
     )
     return _with_hugging_face_config(foreign, path) if dialect.name == "Hugging Face" else foreign
 
@@ -220,7 +218,6 @@ def _state(path: Path) -> dict[str, Tensor]:
 
 def _in_its_own_order(state: Mapping[str, Tensor]) -> tuple[Dialect, list[tuple[str, str]]]:
     """Convolutions as they stand in the file, each with the batch norm behind it."""
-    order: list[tuple[str, str]] = []
     norms = [name.removesuffix(".running_mean") for name in state if name.endswith(".running_mean")]
     names = [name.removesuffix(".weight") for name, value in state.items() if value.ndim == 4]
     classifier = next(
@@ -250,7 +247,7 @@ def _preprocessing(dialect: Dialect, resolution: int, channels: int) -> Preproce
     return Preprocessing(
         resolution,
         resolution,
-        channels={1: "L", 4: "RGBA"}.get(channels, "RGB"),  # type: ignore[arg-type]
+        channels=channel_order(channels),
         interpolation=dialect.interpolation,
         mean=mean,
         std=std,
@@ -282,7 +279,7 @@ def _with_hugging_face_config(foreign: ForeignWeights, path: Path) -> ForeignWei
         padding="tensorflow" if config.get("tf_padding", True) else "torch",
         batch_norm_epsilon=float(config.get("layer_norm_eps", foreign.batch_norm_epsilon)),
         resolution=height if height == width else (height, width),
-        labels=foreign.labels or tuple(labels[key] for key in sorted(labels, key=int)),
+        labels=tuple(labels[key] for key in sorted(labels, key=int)),
         preprocessing=replace(
             foreign.preprocessing,
             height=height,

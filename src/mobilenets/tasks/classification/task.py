@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mobilenets.architecture.network import PAPER_DROPOUT, MobileNet
-from mobilenets.architecture.preprocessing import Preprocessing
+from mobilenets.architecture.preprocessing import Preprocessing, channel_order
 from mobilenets.architecture.spec import MobileNetSpec
 from mobilenets.data.doctor import Report
 from mobilenets.data.loaders import SMALL_SIDE, Batch, Loader, OnBadImage, make_loader
@@ -28,7 +28,6 @@ from mobilenets.training.task import Prediction, Task, TrainingData
 
 TOP = 5
 EVALUATION_BATCH = 64
-_CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 class Classification(Task):
@@ -88,10 +87,7 @@ class Classification(Task):
             raise ValueError(
                 f"recipe: outputs is {outputs}, but {where} has {len(source.labels)} classes"
             )
-        if spec.input_channels not in _CHANNELS:
-            raise ValueError(
-                f"images have 1 (grey), 3 (RGB) or 4 (RGBA) channels, not {spec.input_channels}"
-            )
+        channels = channel_order(spec.input_channels)
         warnings = list(source.warnings)
         if spec.final_size == (1, 1):
             warnings.append(
@@ -102,7 +98,7 @@ class Classification(Task):
         preprocessing = preprocessing or Preprocessing(
             height=spec.height,
             width=spec.across,
-            channels=_CHANNELS[spec.input_channels],  # type: ignore[arg-type]
+            channels=channels,
             # A small picture has no margin to give away.
             crop_fraction=1.0 if small else 0.875,
             mean=(0.5,) * spec.input_channels,
