@@ -17,17 +17,15 @@ the same cores; `ablation`, runs of 5 minutes that differ in one trick.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 from mobilenets.runtimes.onnx import OnnxModel
-from mobilenets.training.curves import read_curves
-from mobilenets.training.device import machine
+from mobilenets.training.curves import curve_of, read_curves
+from mobilenets.training.device import provenance
 from mobilenets.training.run import Run
 from verb import mobilenets
 
@@ -107,10 +105,8 @@ def run_of(training: Training, seed: int, data: Path, folder: Path) -> dict:
         "epochs": len(rows),
         "best_epoch": best["epoch"],
         "val_top1": best["top1"],
-        "curve": {name: [round(row[name], 5) for row in rows] for name in CURVE},
-        "machine": machine(torch.device("cpu")),
-        "versions": {name: version(name) for name in ("mobilenets", "torch")},
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "curve": curve_of(rows, CURVE),
+        **provenance(torch.device("cpu")),
     }
     if "val_raw/top1" in rows[-1]:
         result["last_val_top1"] = {

@@ -22,7 +22,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from mobilenets.training.curves import read_curves
+from mobilenets.training.curves import curve_of, read_curves
 from verb import mobilenets
 
 TRAIN, VAL, TEST = 8000, 2000, 2000
@@ -61,10 +61,7 @@ def trained(name: str, data: object, folder: Path, *arguments: object) -> dict:
         "best_epoch": best["epoch"],
         "val_top1": best["top1"],
         "test_top1": test["top1"],
-        "curve": {
-            key: [round(row[key], 5) for row in rows]
-            for key in ("train/loss", "train/top1", "val/loss", "val/top1")
-        },
+        "curve": curve_of(rows, ("train/loss", "train/top1", "val/loss", "val/top1")),
     }
 
 

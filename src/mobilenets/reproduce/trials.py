@@ -5,11 +5,9 @@ A trial that is done is a JSON file, and is not run again; one that was broken o
 
 from __future__ import annotations
 
-import datetime
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +22,8 @@ from mobilenets.reproduce.experiments import CLASSES, Experiment, Scale, to_dict
 from mobilenets.tasks.classification.recipes import CIFAR
 from mobilenets.tasks.classification.task import Classification
 from mobilenets.training.checkpoint import write_json
-from mobilenets.training.curves import read_curves
-from mobilenets.training.device import machine
+from mobilenets.training.curves import curve_of, read_curves
+from mobilenets.training.device import provenance
 from mobilenets.training.evaluation import measure
 from mobilenets.training.loop import train
 from mobilenets.training.recipe import Recipe
@@ -202,10 +200,8 @@ class Laboratory:
             val_top1=run.config["metrics"]["top1"],
             test_top1=figures["top1"],
             seconds=round(rows[-1]["seconds"], 1),
-            curve={name: [round(row[name], 5) for row in rows] for name in CURVE},
-            machine=machine(self.device),
-            versions={name: version(name) for name in ("mobilenets", "torch")},
-            date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+            curve=curve_of(rows, CURVE),
+            **provenance(self.device),
         )
         path = self._file(model, seed)
         path.parent.mkdir(parents=True, exist_ok=True)

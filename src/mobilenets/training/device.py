@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -48,6 +51,15 @@ def machine(device: torch.device) -> str:
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     name = names[0] if names else platform.processor() or platform.machine()
     return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """Where and when a kept figure was measured: `machine`, `versions` and `date` (UTC)."""
+    return {
+        "machine": machine(device),
+        "versions": {name: version(name) for name in ("mobilenets", "torch")},
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
 
 
 @contextmanager
