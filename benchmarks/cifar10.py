@@ -44,8 +44,9 @@ class Training:
 
 
 LONG = (
-    "--model 1.0-32-s16 --recipe cifar --max-time 80m --set precision=bf16 "
-    "--set augmentation.cutout=0.25"
+    "--model 1.0-32-s16 --recipe cifar --max-time 98m --set precision=bf16 --set batch_size=128 "
+    "--set optimizer.norm_bias_lr=4 --set whiten=false "
+    "--set schedule.warmup=0.1 --set growth.until=0.5 --set held_out=0.04"
 )
 SHORT = "--model 1.0-32-s16 --recipe cifar --max-time 25m --set precision=bf16"
 FIVE_MINUTES = "--model 0.5-32-s16 --recipe cifar --max-time 5m --set precision=bf16"

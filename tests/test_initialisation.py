@@ -13,7 +13,7 @@ from mobilenets.architecture import MobileNetSpec
 from mobilenets.architecture.network import MobileNet
 from mobilenets.data.loaders import MemoryLoader
 from mobilenets.data.sources import Source, open_source
-from mobilenets.training.initialisation import freeze_first_layer, prepare, whiten
+from mobilenets.training.initialisation import DEPTHWISE_NOISE, freeze_first_layer, prepare, whiten
 from mobilenets.training.loop import train
 from mobilenets.training.processes import ALONE
 from mobilenets.training.recipe import Recipe
@@ -95,7 +95,19 @@ def test_full_convolutions_start_as_the_identity_too():
         assert conv.weight[same:].equal(before[f"{name}.weight"][same:])
 
 
-def test_nothing_but_pointwise_layers_starts_as_the_identity():
+def test_depthwise_filters_start_as_the_identity_with_noise():
+    torch.manual_seed(0)
+    network = MobileNet(MobileNetSpec(0.25, 32), 10)
+    prepare(network, PLAIN.override({"dirac": True}))
+    filters_CHW = torch.cat(
+        [m.weight.squeeze(1) for m in network.modules() if getattr(m, "groups", 1) > 1]
+    )
+    mean_HW, spread_HW = filters_CHW.mean(0), filters_CHW.std(0)
+    assert torch.allclose(mean_HW, torch.eye(3)[1].outer(torch.eye(3)[1]), atol=0.05)
+    assert torch.allclose(spread_HW, torch.full((3, 3), DEPTHWISE_NOISE), rtol=0.1)
+
+
+def test_first_layer_norms_and_classifier_keep_their_start():
     torch.manual_seed(0)
     network = MobileNet(MobileNetSpec(0.25, 32), 10)
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -103,7 +115,10 @@ def test_nothing_but_pointwise_layers_starts_as_the_identity():
     changed = {
         name for name, value in network.state_dict().items() if not value.equal(before[name])
     }
-    assert changed == {f"{name}.weight" for name, _ in pointwise(network)}
+    depthwise = {
+        f"{name}.weight" for name, m in network.named_modules() if getattr(m, "groups", 1) > 1
+    }
+    assert changed == depthwise | {f"{name}.weight" for name, _ in pointwise(network)}
 
 
 def test_without_dirac_nothing_changes():

@@ -13,6 +13,7 @@ from mobilenets.data.loaders import Loader
 from mobilenets.training.recipe import Recipe
 
 WHITENING_IMAGES = 5000
+DEPTHWISE_NOISE = 0.3
 
 
 def prepare(model: nn.Module, recipe: Recipe) -> None:
@@ -20,7 +21,8 @@ def prepare(model: nn.Module, recipe: Recipe) -> None:
 
     The identity (Dirac) start copies input channel i to output channel i and leaves the further
     outputs as they were (airbench94). It is for pointwise layers, and for the full convolutions that stand
-    in their place, but not for the first layer, which finds its own filters.
+    in their place, but not for the first layer, which finds its own filters. Depthwise filters, which
+    would all be equal, start as the identity with noise.
     """
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     for module in model.modules():
@@ -28,9 +30,13 @@ def prepare(model: nn.Module, recipe: Recipe) -> None:
             module.momentum = recipe.batch_norm_momentum
         if not (recipe.dirac and isinstance(module, nn.Conv2d)) or module is first:
             continue
-        if module.groups == 1:
-            with torch.no_grad():
+        with torch.no_grad():
+            if module.groups == 1:
                 nn.init.dirac_(module.weight[: module.in_channels])
+            else:
+                nn.init.normal_(module.weight, std=DEPTHWISE_NOISE)
+                height, width = module.kernel_size
+                module.weight[:, :, height // 2, width // 2] += 1
 
 
 def freeze_first_layer(model: nn.Module) -> nn.Conv2d:
