@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import time
 from dataclasses import replace
 
@@ -272,11 +273,27 @@ def test_data_that_does_not_fit_is_one_sentence(tmp_path, capsys, splits, senten
     assert sentence in capsys.readouterr().err
 
 
+def other_recipe(trial, **changes):
+    return trial | {"recipe": trial["recipe"] | changes}
+
+
+def test_trials_from_before_a_choice_was_added_are_taken(reproduced, tmp_path):
+    folder, arguments = reproduced
+    shutil.copytree(folder / "trials", tmp_path / "trials")
+    for path in (tmp_path / "trials").iterdir():
+        trial = json.loads(path.read_text())
+        del trial["recipe"]["clip_norm"]
+        path.write_text(json.dumps(trial))
+    assert cli([*arguments[:-1], str(tmp_path)]) == 0
+    assert not (tmp_path / "training").exists()
+
+
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
         (lambda trial: trial | {"seed": 5}, "is from another recipe, scale or data"),
-        (lambda trial: trial | {"recipe": {}}, "is from another recipe, scale or data"),
+        (lambda trial: other_recipe(trial, epochs=99), "is from another recipe, scale or data"),
+        (lambda trial: trial | {"recipe": {}}, "is damaged (recipe.name field required)"),
         (lambda trial: trial | {"data": "0"}, "is from another recipe, scale or data"),
         (lambda trial: {"model": "0.75-32-s16"}, "is damaged (seed field required)"),
         (lambda trial: trial | {"test_top1": None}, "is damaged (test_top1 input should be"),

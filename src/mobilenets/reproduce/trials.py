@@ -39,7 +39,7 @@ class Trial:
 
     Args:
         data: the fingerprint of the data set, and whether it is JPEG.
-        recipe: all of its choices.
+        recipe: all of its choices; those that an older file does not know are at their defaults.
         val_top1: of the best epoch, by which it was chosen.
         test_top1: of that epoch, measured once.
         seconds: of training, evaluation after each epoch included.
@@ -49,7 +49,7 @@ class Trial:
     model: str
     seed: int
     data: str
-    recipe: dict[str, Any]
+    recipe: Recipe
     val_top1: float
     test_top1: float
     seconds: float
@@ -166,7 +166,7 @@ class Laboratory:
                 f"{path} is damaged ({what} {first['msg'].lower()}): move it away to train anew"
             ) from None
         same = (trial.model, trial.seed, trial.data) == (model, seed, data)
-        if not same or trial.recipe != self.recipe(seed).model_dump():
+        if not same or trial.recipe != self.recipe(seed):
             raise ValueError(
                 f"{path} is from another recipe, scale or data set: give another --output"
             )
@@ -196,7 +196,7 @@ class Laboratory:
             model=model,
             seed=seed,
             data=data,
-            recipe=recipe.model_dump(),
+            recipe=recipe,
             val_top1=run.config["metrics"]["top1"],
             test_top1=figures["top1"],
             seconds=round(rows[-1]["seconds"], 1),
@@ -205,7 +205,7 @@ class Laboratory:
         )
         path = self._file(model, seed)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, asdict(trial))
+        write_json(path, asdict(trial) | {"recipe": recipe.model_dump()})
         shutil.rmtree(folder)
         return trial
 
