@@ -616,7 +616,7 @@ def test_weights_from_the_run_that_is_replaced(tmp_path, folders, fruit):
         (
             ("FRUIT", "--recipe", "fruit", "--output", "NEW"),
             "unknown recipe 'fruit': the recipes are digits, article, paper, cifar, modern, "
-            "finetune, or a YAML file; nearest: ",
+            "finetune, probe, or a YAML file; nearest: ",
         ),
     ],
 )

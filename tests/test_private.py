@@ -44,7 +44,7 @@ def test_the_main_job_needs_nobody(alone, tmp_path):
 
 
 # Downloads happen in named places only; each asks for what the user named.
-DOWNLOADERS = {"data/sources.py"}
+DOWNLOADERS = {"data/sources.py", "weights/download.py", "training/sharing.py"}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)

@@ -18,6 +18,7 @@ from mobilenets.training.optimizers import build_optimizer
 from mobilenets.training.recipe import (
     AugmentationChoice,
     EarlyStopping,
+    FineTuningChoice,
     GrowthChoice,
     OptimizerChoice,
     Recipe,
@@ -62,8 +63,8 @@ def changed(**values):
         ("precision", "bf32", r"precision is 'bf32': .*nearest: bf16|fp32$"),
         ("precision", "16", r"precision is 16: .*nearest: fp16|bf16$"),
         # Out of range, on either side, at the edges that are not allowed.
-        ("epochs", "0", r"epochs is 0: .*greater than or equal to 1"),
-        ("epochs", "-1", r"epochs is -1: .*greater than or equal to 1"),
+        ("epochs", "0", r"epochs is 0: at least 1, unless a classifier is fitted beforehand"),
+        ("epochs", "-1", r"epochs is -1: .*greater than or equal to 0"),
         ("batch_size", "1", r"batch_size is 1: .*greater than or equal to 2"),
         ("accumulate", "0", r"accumulate is 0: "),
         ("optimizer.lr", "0", r"optimizer.lr is 0: .*greater than 0"),
@@ -389,6 +390,9 @@ FULL = Recipe(
     compile=True,
     deterministic=True,
     early_stopping=EarlyStopping(metric="top1", patience=3),
+    fine_tuning=FineTuningChoice(probe=False, thaw=None, rate_decay=0.5, norm="batch"),
+    folds=4,
+    fold=3,
     fraction=0.5,
     held_out=0.2,
     seed=7,

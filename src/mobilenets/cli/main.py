@@ -19,7 +19,9 @@ from mobilenets.cli.paper import paper
 from mobilenets.cli.pick import pick
 from mobilenets.cli.predict import predict
 from mobilenets.cli.reproduce import reproduce
+from mobilenets.cli.share import pull, push
 from mobilenets.cli.train import train
+from mobilenets.cli.weights import weights
 
 app = typer.Typer(
     help="Image models that fit a phone: count, pick, train, prove, export.",
@@ -52,9 +54,10 @@ def _options(
     """Image models that fit a phone: count, pick, train, prove, export."""
 
 
-for verb in (cost, pick, doctor, train, evaluate, predict, export, demo, reproduce):
+for verb in (cost, pick, doctor, train, evaluate, predict, export, push, pull, demo, reproduce):
     app.command()(verb)
 app.add_typer(paper, name="paper")
+app.add_typer(weights, name="weights")
 
 
 def main() -> None:
@@ -67,8 +70,8 @@ def main() -> None:
 def run(arguments: list[str] | None = None) -> int:
     """Run one command and give its exit code.
 
-    Bad input is a `ValueError` or an `OSError` with a sentence for the user; anything else is a
-    fault of ours and keeps its traceback.
+    Bad input is a `ValueError` or an `OSError` with a sentence for the user, and so is an
+    `ImportError` about a missing extra; anything else is a fault of ours and keeps its traceback.
     """
     try:
         app(arguments)
@@ -76,6 +79,12 @@ def run(arguments: list[str] | None = None) -> int:
         return end.code if isinstance(end.code, int) else 0
     except (ValueError, OSError) as error:
         note(f"mobilenets: {_sentence(error)}")
+        return 2
+    except ImportError as error:
+        # Python names the module that a fault of ours asks for; a missing extra has a sentence only.
+        if error.name is not None:
+            raise
+        note(f"mobilenets: {error}")
         return 2
     return 0
 

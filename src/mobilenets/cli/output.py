@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
@@ -14,6 +15,8 @@ from mobilenets.data.progress import say, speaks
 JsonFlag = Annotated[bool, typer.Option("--json", help="Write JSON instead of a table.")]
 
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+OutputOption = Annotated[Path | None, typer.Option(help="The run folder to write.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace a run that is there.")]
 BadImageOption = Annotated[
     str, typer.Option(help="stop at an image that can't be read, or skip it.")
 ]

@@ -1,9 +1,11 @@
-"""Writing files so that a crash or a full disk never spoils what was there before."""
+"""Files of settings, and writing so that a crash or a full disk never spoils what was there before."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 
 def write_aside(path: Path, content: bytes) -> None:
@@ -23,3 +25,18 @@ def write_aside(path: Path, content: bytes) -> None:
     except OSError as error:
         aside.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Settings by name.
+
+    Raises:
+        ValueError: the file is missing or damaged.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is damaged: it holds no settings by name")
+    return values

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,6 +162,41 @@ class ArrayImages:
 
 
 @dataclass(frozen=True)
+class JoinedImages:
+    """Images of several kinds or places, each found by its part and its position there."""
+
+    parts: tuple[Images, ...]
+    places: tuple[tuple[int, int], ...]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def name(self, index: int) -> str:
+        """As its part calls it."""
+        part, place = self.places[index]
+        return self.parts[part].name(place)
+
+    def key(self, index: int) -> str:
+        """The part and what it calls the image."""
+        part, place = self.places[index]
+        return f"{part}/{self.parts[part].key(place)}"
+
+    def read(self, index: int, channels: int) -> Tensor:
+        """uint8 (C, H, W)."""
+        part, place = self.places[index]
+        return self.parts[part].read(place, channels)
+
+    def encoded(self, index: int) -> bytes | None:
+        """The bytes it is decoded from."""
+        part, place = self.places[index]
+        return self.parts[part].encoded(place)
+
+    def take(self, indices: Sequence[int]) -> JoinedImages:
+        """The images at these positions."""
+        return JoinedImages(self.parts, tuple(self.places[index] for index in indices))
+
+
+@dataclass(frozen=True)
 class Split:
     """Images and their class indices; -1 stands for a class the labels do not have."""
 
@@ -299,6 +335,41 @@ def hold_out(split: Split, share: float, seed: int) -> tuple[Split, Split]:
         raise ValueError("too few images to hold any out: every class has only one")
     kept = np.setdiff1d(np.arange(len(split)), held)
     return split.take(kept.tolist()), split.take(sorted(held))
+
+
+def join(splits: Sequence[Split]) -> Split:
+    """Several splits as one, in turn."""
+    places = [(part, place) for part, split in enumerate(splits) for place in range(len(split))]
+    images = JoinedImages(tuple(split.images for split in splits), tuple(places))
+    return Split(images, np.concatenate([split.targets for split in splits]))
+
+
+def fold_of(split: Split, folds: int, fold: int, seed: int) -> tuple[Split, Split]:
+    """All but one of `folds` parts that have about as many images of each class, and that one.
+
+    Args:
+        fold: which one is held out, from 1.
+
+    Raises:
+        ValueError: no class has that many images.
+
+    >>> source = open_source("digits")
+    >>> [len(part) for part in fold_of(source.splits["train"], 5, 1, seed=0)]
+    [1150, 288]
+    """
+    from sklearn.model_selection import StratifiedKFold
+
+    most = int(np.bincount(split.targets[split.targets >= 0], minlength=1).max())
+    if folds > most:
+        raise ValueError(f"{folds} folds are too many: the largest class has {most} images")
+    with warnings.catch_warnings():
+        # A class of fewer images than folds is in some of them only.
+        warnings.simplefilter("ignore", UserWarning)
+        parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(
+            np.zeros(len(split)), split.targets
+        )
+        kept, held = list(parts)[fold - 1]
+    return split.take(kept.tolist()), split.take(held.tolist())
 
 
 def relabel(source: Source, labels: Sequence[str]) -> Source:

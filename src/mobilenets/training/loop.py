@@ -65,8 +65,12 @@ def train(
         if resume:
             session.load(run.folder / "state.pt")
         standing = session.standing
+        if standing.epoch == 0:
+            report(f"start  {_judge_start(session)}")
+            standing.next_epoch()
+            session.save()
         plan.start(standing)
-        if plan.finished(standing) or session.stale():
+        if resume and (plan.finished(standing) or session.stale()):
             report("nothing is left to train: the plan is done (--epochs N goes on)")
         saved = time.monotonic()
         with _curves(run, standing, processes) as curves:
@@ -109,6 +113,18 @@ def train(
                 best = {f"best/{name}": value for name, value in standing.best.items()}
                 curves.add_choices(flat(recipe.model_dump()), best)
     return over
+
+
+def _judge_start(session: Session) -> str:
+    """Evaluate a fitted classifier before the first step, which may be as good as it gets."""
+    val, metrics = session.evaluate()
+    if session.judge(val) and session.processes.first:
+        session.keep_best(metrics)
+    monitor = session.run.task.monitor
+    return (
+        f"the classifier fitted, the body as it is: val loss {val['val/loss']:.3f}  "
+        f"val {monitor} {100 * val[f'val/{monitor}']:.2f} %"
+    )
 
 
 def _end_epoch(session: Session, plan: Plan, stages: Stages, curves: Curves | None) -> str:

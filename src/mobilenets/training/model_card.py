@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from mobilenets.architecture.layer_rows import layers_of
 from mobilenets.cost.count import count
 from mobilenets.cost.quantities import format_quantity
@@ -10,18 +13,18 @@ from mobilenets.training.recipe import Recipe
 from mobilenets.training.run import Run
 
 
-def write_model_card(run: Run, recipe: Recipe) -> None:
-    """Write the card from what the run holds."""
+def write_model_card(run: Run, recipe: Recipe | None) -> None:
+    """Write the card from what the run holds; of weights that were trained elsewhere, without a recipe."""
     counted = count(layers_of(run.spec, len(run.labels)))
-    metrics = run.config["metrics"]
     preprocessing = run.preprocessing
     labels = ", ".join(run.labels[:20]) + (", …" if len(run.labels) > 20 else "")
-    figures = "\n".join(
-        f"| {name} | {value:.4f} |" for name, value in metrics.items() if isinstance(value, float)
-    )
+    origin = run.config.get("origin", {})
+    # The Hub knows licences by names in small letters.
+    licence = f"license: {origin['licence'].split()[0].lower()}\n" if "licence" in origin else ""
     card = f"""---
 library_name: mobilenets
 pipeline_tag: image-classification
+{licence}\
 tags: [mobilenet, {run.task.name}]
 ---
 
@@ -38,15 +41,7 @@ tags: [mobilenet, {run.task.name}]
 Input: {preprocessing.height}x{preprocessing.width} pixels, {preprocessing.channels}, \
 resized by `{preprocessing.resize}`, mean {list(preprocessing.mean)}, std {list(preprocessing.std)}.
 
-## Validation, epoch {metrics["epoch"]}, {metrics["images"]} images of `{run.config["data"]["where"]}`
-
-| figure | value |
-|---|---|
-{figures}
-
-The best of {recipe.epochs} epochs was chosen on these images; use `mobilenets evaluate` on others
-for a figure to quote. Recipe `{recipe.name}`, seed {recipe.seed} (`recipe.yaml`).
-
+{_source(origin) if recipe is None else _validation(run, recipe)}
 ## Use
 
 ```python
@@ -57,3 +52,33 @@ print(run.predict("photo.jpg"))
 ```
 """
     write_aside(run.folder / "README.md", card.encode())
+
+
+def _validation(run: Run, recipe: Recipe) -> str:
+    metrics = run.config["metrics"]
+    figures = "\n".join(
+        f"| {name} | {value:.4f} |" for name, value in metrics.items() if isinstance(value, float)
+    )
+    chosen = f"The best of {recipe.epochs} epochs" if recipe.epochs else "The classifier's strength"
+    start = f" It started from `{run.config['start']}`." if "start" in run.config else ""
+    return f"""## Validation, epoch {metrics["epoch"]}, {metrics["images"]} images of `{run.config["data"]["where"]}`
+
+| figure | value |
+|---|---|
+{figures}
+
+{chosen} was chosen on these images; use `mobilenets evaluate` on others
+for a figure to quote. Recipe `{recipe.name}`, seed {recipe.seed} (`recipe.yaml`).{start}
+"""
+
+
+def _source(origin: Mapping[str, Any]) -> str:
+    rows = "\n".join(f"| {name.replace('_', ' ')} | {value} |" for name, value in origin.items())
+    return f"""## Trained elsewhere
+
+| | |
+|---|---|
+{rows}
+
+Figures are as reported there, and not measured here.
+"""

@@ -84,12 +84,15 @@ class RMSpropTF(torch.optim.Optimizer):
         return loss
 
 
-def parameter_groups(model: nn.Module, choice: OptimizerChoice) -> list[dict[str, Any]]:
-    """Parameters by weight decay and learning rate, the decayed ones of the body first.
+def parameter_groups(
+    model: nn.Module, choice: OptimizerChoice, rate_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    """Parameters by weight decay and learning rate, the decayed ones of the body's last block first.
 
     Depthwise filters, batch norm and biases have no weight decay: depthwise filters have so few
     parameters that the paper puts "very little or no weight decay" on them (section 3.1).
-    `peak_lr` is the rate that a schedule scales.
+    `peak_lr` is the rate that a schedule scales; each block of the body has `rate_decay` times that of
+    the block behind it.
 
     >>> from mobilenets.architecture.network import MobileNet
     >>> from mobilenets.architecture.spec import MobileNetSpec
@@ -98,6 +101,8 @@ def parameter_groups(model: nn.Module, choice: OptimizerChoice) -> list[dict[str
     [4164448, 67528]
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {(choice.weight_decay, 1.0): []}
+    body = dict(model.named_children()).get("body", nn.Module())
+    blocks = [f"body.{name}." for name, _ in body.named_children()]
     for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad:
@@ -105,7 +110,10 @@ def parameter_groups(model: nn.Module, choice: OptimizerChoice) -> list[dict[str
             depthwise = isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
             dense = isinstance(module, nn.Conv2d | nn.Linear) and name == "weight"
             decayed = dense and (choice.decay_depthwise or not depthwise)
-            rate = 1.0 if path.startswith("body.") else choice.head_lr
+            rate = choice.head_lr
+            for place, block in enumerate(reversed(blocks)):
+                if f"{path}.".startswith(block):
+                    rate = rate_decay**place
             if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) and name == "bias":
                 rate *= choice.norm_bias_lr
             groups.setdefault((choice.weight_decay * decayed, rate), []).append(parameter)
@@ -121,9 +129,11 @@ def parameter_groups(model: nn.Module, choice: OptimizerChoice) -> list[dict[str
     ]
 
 
-def build_optimizer(model: nn.Module, choice: OptimizerChoice) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: nn.Module, choice: OptimizerChoice, rate_decay: float = 1.0
+) -> torch.optim.Optimizer:
     """The recipe's optimiser over a model's parameter groups."""
-    groups = parameter_groups(model, choice)
+    groups = parameter_groups(model, choice, rate_decay)
     betas = (choice.momentum, choice.beta2)
     match choice.name:
         case "sgd":

@@ -22,7 +22,7 @@ class Standing:
     """Where a run stands; with weights, averages and optimiser it is all that going on needs.
 
     Args:
-        epoch: the epoch that is running, from 1.
+        epoch: the epoch that is running, from 1; 0 while a fitted classifier is judged.
         position: batches of it that are done.
         step: optimiser steps done in all.
         share: of the schedule that is done, from 0 to 1.
@@ -105,7 +105,7 @@ class Plan:
         """Go on from where a run stands."""
         self._started -= standing.seconds
         if self._max_seconds is None:
-            standing.share = standing.step / self._steps
+            standing.share = standing.step / self._steps if self._steps else 1.0
         self._session = time.monotonic(), standing.share
 
     @property

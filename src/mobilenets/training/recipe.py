@@ -103,6 +103,21 @@ class GrowthChoice(_Choices):
         return max(1, round(whole * max(1, round(8 * share)) / 8))
 
 
+class FineTuningChoice(_Choices):
+    """How a body that comes with weights is trained on; a body that starts at random is not concerned.
+
+    With `thaw`, its blocks join from the last to the first over that share of the schedule, so that
+    what is nearest to the new classes learns first; 0 trains all from the start, and null none ever.
+    Each block learns at `rate_decay` times the rate of the one behind it. Batch norm keeps
+    the statistics of the weights (`kept`), which few images can't better, or takes each batch's own (`batch`).
+    """
+
+    probe: bool = Field(default=True, description="fit the classifier first, the body as it is")
+    thaw: float | None = Field(default=0.0, ge=0, le=1, description="share of the schedule")
+    rate_decay: float = Field(default=1.0, gt=0, le=1)
+    norm: Literal["kept", "batch"] = "kept"
+
+
 class EarlyStopping(_Choices):
     """End when a validation figure has not improved for `patience` epochs."""
 
@@ -118,7 +133,7 @@ class Recipe(_Choices):
     """
 
     name: str
-    epochs: int = Field(ge=1)
+    epochs: int = Field(ge=0, description="0 with a probe: the classifier fitted, and no more")
     max_seconds: float | None = Field(
         default=None, gt=0, description="plan the schedule to end by then, instead of by epochs"
     )
@@ -129,6 +144,7 @@ class Recipe(_Choices):
     schedule: ScheduleChoice = ScheduleChoice()
     augmentation: AugmentationChoice = AugmentationChoice()
     growth: GrowthChoice | None = None
+    fine_tuning: FineTuningChoice | None = None
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     class_weights: bool = Field(default=False, description="weigh rare classes up")
     outputs: int | None = Field(default=None, ge=1, description="logits; as many as classes")
@@ -144,6 +160,8 @@ class Recipe(_Choices):
     early_stopping: EarlyStopping | None = None
     fraction: float = Field(default=1.0, gt=0, le=1, description="of the training images used")
     held_out: float = Field(default=0.1, gt=0, lt=1, description="share without a val split")
+    folds: int | None = Field(default=None, ge=2, description="stratified parts of train and val")
+    fold: int = Field(default=1, ge=1, description="which of them is held out")
     seed: int = Field(default=0, ge=0)
     expected: str = Field(default="", description="the result it reached, and on what")
 
@@ -153,6 +171,11 @@ class Recipe(_Choices):
             raise ValueError(
                 f"accumulate is {self.accumulate}: at most batch_size, {self.batch_size}"
             )
+        if self.folds is not None and self.fold > self.folds:
+            raise ValueError(f"fold is {self.fold}: there are {self.folds} folds")
+        probes = self.fine_tuning is not None and self.fine_tuning.probe
+        if not (self.epochs or probes):
+            raise ValueError("epochs is 0: at least 1, unless a classifier is fitted beforehand")
         return self
 
     def override(self, changes: Mapping[str, Any]) -> Recipe:

@@ -21,14 +21,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from mobilenets.architecture.preprocessing import Preprocessing
 from mobilenets.architecture.spec import MobileNetSpec
-from mobilenets.data.files import write_aside
+from mobilenets.data.files import read_json, write_aside
 from mobilenets.data.images import find_images, image_to_tensor, read_image
 from mobilenets.data.transforms import fit, normalise
-from mobilenets.training.checkpoint import write_json
+from mobilenets.training.checkpoint import write_json, write_weights
 from mobilenets.training.recipe import Recipe, read_recipe
 from mobilenets.training.registry import find_task
 from mobilenets.training.task import Prediction, Task
@@ -82,6 +82,7 @@ class Run:
         recipe: Recipe,
         data: Mapping[str, Any],
         *,
+        start: str = "",
         overwrite: bool = False,
         write: bool = True,
     ) -> Self:
@@ -89,13 +90,52 @@ class Run:
 
         Args:
             data: where the data came from, to find and know it again.
+            start: the weights it starts from, where it starts from any.
             overwrite: replace a run that is there already; nothing but a run is ever replaced.
             write: whether to touch the disk; of several processes that train together, one does.
 
         Raises:
             ValueError: the folder holds something.
         """
-        folder = Path(folder)
+        more = {"data": dict(data), "recipe": recipe.name, "seed": recipe.seed}
+        if start:
+            more["start"] = start
+        run = cls._new(Path(folder), task, spec, more)
+        if write:
+            run._clear(overwrite=overwrite)
+            run.save_recipe(recipe)
+            run.save_config()
+        return run
+
+    @classmethod
+    def of_weights(
+        cls,
+        folder: str | Path,
+        task: Task,
+        spec: MobileNetSpec,
+        state: Mapping[str, Tensor],
+        origin: Mapping[str, Any],
+        *,
+        overwrite: bool = False,
+    ) -> Self:
+        """A run of weights that were trained elsewhere, ready for all but going on with training.
+
+        Args:
+            state: for the task's network.
+            origin: where they are from, and what is said of them there.
+
+        Raises:
+            ValueError: the folder holds something, or the weights do not fit the task's network.
+        """
+        load_strictly(task.build_model(spec), state, str(origin["weights"]))
+        run = cls._new(Path(folder), task, spec, {"data": {}, "origin": dict(origin)})
+        run._clear(overwrite=overwrite)
+        write_weights(run.folder / "model.safetensors", state)
+        run.save_config()
+        return run
+
+    @classmethod
+    def _new(cls, folder: Path, task: Task, spec: MobileNetSpec, more: Mapping[str, Any]) -> Self:
         config = {
             "format": FORMAT,
             "model": str(spec),
@@ -103,9 +143,7 @@ class Run:
             "spec": spec.to_dict(),
             task.name: task.to_dict(),
             "preprocessing": task.preprocessing.to_dict(),
-            "data": dict(data),
-            "recipe": recipe.name,
-            "seed": recipe.seed,
+            **more,
             "metrics": {},
             "versions": {
                 "mobilenets": version("mobilenets"),
@@ -113,15 +151,13 @@ class Run:
                 "python": platform.python_version(),
             },
         }
-        run = cls(folder, config, task, spec)
-        if write:
-            check_free(folder, overwrite=overwrite)
-            if folder.exists():
-                shutil.rmtree(folder)
-            folder.mkdir(parents=True)
-            run.save_recipe(recipe)
-            run.save_config()
-        return run
+        return cls(folder, config, task, spec)
+
+    def _clear(self, *, overwrite: bool) -> None:
+        check_free(self.folder, overwrite=overwrite)
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+        self.folder.mkdir(parents=True)
 
     def save_recipe(self, recipe: Recipe) -> None:
         """Write `recipe.yaml`."""
@@ -132,8 +168,13 @@ class Run:
         """The recipe that the run trains by.
 
         Raises:
-            ValueError: `recipe.yaml` is missing or damaged.
+            ValueError: `recipe.yaml` is missing or damaged, or the run was trained elsewhere.
         """
+        if "origin" in self.config:
+            raise ValueError(
+                f"{self.folder} was trained elsewhere and can't be gone on with: "
+                f"mobilenets train DATA --weights {self.folder} starts from it"
+            )
         return read_recipe(self.folder / "recipe.yaml")
 
     def save_config(self) -> None:
@@ -216,6 +257,10 @@ class Run:
             paths = find_images(images)[:limit]
             return torch.cat([self.prepare(path) for path in paths])
         record = self.config["data"]
+        if "where" not in record:
+            raise ValueError(
+                f"{self.folder} was trained elsewhere: give images to compare on with --images"
+            )
         try:
             _, loader, _ = self.task.open_for_evaluation(
                 record["where"], "val", record, on_bad_image="skip", limit=limit
@@ -236,9 +281,18 @@ def check_free(folder: str | Path, *, overwrite: bool = False) -> None:
         raise ValueError(f"{folder} is a file: give another folder with --output")
     if not folder.is_dir() or not any(folder.iterdir()):
         return
-    if not all((folder / name).is_file() for name in ("config.json", "recipe.yaml")):
+    if not _is_run(folder):
         raise ValueError(f"{folder} is not empty and holds no run: give another folder")
     if not overwrite:
         raise ValueError(
             f"{folder} already holds a run: give another --output, or --overwrite to replace it"
         )
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder holds a run of ours; other projects' models have a `config.json` too."""
+    try:
+        config = read_json(folder / "config.json")
+    except ValueError:
+        return False
+    return {"format", "task", "spec"} <= config.keys()

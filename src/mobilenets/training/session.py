@@ -19,6 +19,7 @@ from mobilenets.training.averaging import average_of
 from mobilenets.training.checkpoint import write_json, write_training_state, write_weights
 from mobilenets.training.device import check_compiler
 from mobilenets.training.evaluation import measure
+from mobilenets.training.fine_tuning import Thaw, unfold
 from mobilenets.training.initialisation import freeze_first_layer, prepare, whiten
 from mobilenets.training.model_card import write_model_card
 from mobilenets.training.optimizers import build_optimizer
@@ -59,10 +60,15 @@ class Session:
         torch.manual_seed(recipe.seed)
         model = run.task.build_model(run.spec, recipe)
         prepare(model, recipe)
+        starts = weights is not None or "start" in run.config
+        fine_tuning = recipe.fine_tuning if starts else None
+        new_head = True
         if weights is not None:
             missing = model.load_state_dict(weights, strict=False)
             assert not missing.unexpected_keys
             assert not any(key.startswith("body.") for key in missing.missing_keys)
+            new_head = bool(missing.missing_keys)
+            unfold(model, data.train)
         if recipe.whiten:
             first = freeze_first_layer(model)
             if weights is None:
@@ -71,7 +77,15 @@ class Session:
         if processes.count > 1:
             model = synchronise_batch_norm(model, device)
         self.model = model
-        self.optimizer = build_optimizer(model, recipe.optimizer)
+        self._thaw: Thaw | None = None
+        if fine_tuning is not None:
+            self._thaw = Thaw(model, fine_tuning, alone=processes.count == 1)
+            wanted = fine_tuning.probe and (new_head or not recipe.epochs)
+            if weights is not None and wanted:
+                run.config["probe"] = run.task.fit_head(model, data, device)
+                self.standing.epoch = 0
+        rate_decay = 1.0 if fine_tuning is None else fine_tuning.rate_decay
+        self.optimizer = build_optimizer(model, recipe.optimizer, rate_decay)
         self.average = None if recipe.ema_decay is None else average_of(model, recipe.ema_decay)
         self._scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
         stepped = processes.share(model, device)
@@ -84,6 +98,8 @@ class Session:
         """One step of the optimiser on one batch, at a share of the peak learning rate."""
         recipe, standing = self.recipe, self.standing
         self.model.train()
+        if self._thaw is not None:
+            self._thaw.before_step(standing.share)
         # Each step seeds what it draws, so that a run can go on from any of them.
         torch.manual_seed(mixed(recipe.seed, standing.step, self.processes.rank))
         for group in self.optimizer.param_groups:
@@ -108,6 +124,8 @@ class Session:
             self._scaler.scale(losses["loss"] * share).backward()  # type: ignore[no-untyped-call]
             standing.count(losses, len(piece))
             stages.lap("backward")
+        if self._thaw is not None:
+            self._thaw.after_backward(standing.share)
         if recipe.clip_norm is not None:
             self._scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
@@ -282,6 +300,10 @@ def check_recipe(task: Task, spec: MobileNetSpec, recipe: Recipe, device: torch.
             replace(spec, resolution=(height, across))
         except ValueError as error:
             raise ValueError(f"recipe: growth.start is {recipe.growth.start:g}: {error}") from None
+    if recipe.fine_tuning is not None and recipe.whiten:
+        raise ValueError(
+            "recipe: whiten sets a first layer that fine_tuning would learn: choose one"
+        )
     if recipe.compile:
         check_compiler(device)
     stopping = recipe.early_stopping

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
@@ -136,6 +137,12 @@ class Task(ABC):
     @abstractmethod
     def build_model(self, spec: MobileNetSpec, recipe: Recipe | None = None) -> nn.Module:
         """The network with this task's head; the recipe gives its dropout."""
+
+    @abstractmethod
+    def fit_head(
+        self, model: nn.Module, data: TrainingData, device: torch.device
+    ) -> dict[str, float]:
+        """Fit the head to what the body gives for training images, before any step; and how it went."""
 
     @abstractmethod
     def build_data(self, recipe: Recipe, *, on_bad_image: OnBadImage) -> TrainingData:

@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast, get_args
 
 from mobilenets.architecture.spec import Activation
 from mobilenets.weights.imported import BACKGROUND, ForeignWeights, ImportedWeights, fit
@@ -50,6 +51,17 @@ def import_weights(
 
         foreign = read_torch(paths[0], activation=activation, resolution=resolution or 224)
     return fit(_labelled(foreign, labels), keep_background=keep_background)
+
+
+def activation_choice(text: str | None) -> Activation | None:
+    """Check an activation that someone wrote.
+
+    Raises:
+        ValueError: there is no such activation.
+    """
+    if text is None or text in get_args(Activation):
+        return cast(Activation | None, text)
+    raise ValueError(f"the activation is relu, relu6 or leaky, not {text!r}")
 
 
 def read_labels(path: Path) -> list[str]:

@@ -7,7 +7,6 @@ norm in turn.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from torch import Tensor
 from mobilenets.architecture.body import Padding
 from mobilenets.architecture.preprocessing import Interpolation, Preprocessing, channel_order
 from mobilenets.architecture.spec import Activation
+from mobilenets.data.files import read_json
 from mobilenets.weights.imported import Convolution, ForeignWeights, Norm
 from mobilenets.weights.state import read_safetensors
 
@@ -292,12 +292,4 @@ def _with_hugging_face_config(foreign: ForeignWeights, path: Path) -> ForeignWei
 
 
 def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path}: not a JSON file ({error})") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: it holds no settings by name")
-    return values
+    return read_json(path) if path.is_file() else {}

@@ -16,6 +16,18 @@ from mobilenets.data.loaders import Batch
 FIGURES = ("top1", "top5", "loss", "class_top1", "calibration_error")
 
 
+def interval(right: int, images: int) -> tuple[float, float]:
+    """Where a share lies with 95 %: Wilson's score interval.
+
+    >>> [round(end, 3) for end in interval(45, 50)]
+    [0.786, 0.957]
+    """
+    from scipy.stats import binomtest
+
+    found = binomtest(right, images).proportion_ci(0.95, method="wilson")
+    return float(found.low), float(found.high)
+
+
 class ClassificationMetrics:
     """`top1` and `top5` as shares, `loss` as mean cross-entropy in nats, and two more.
 
@@ -41,6 +53,7 @@ class ClassificationMetrics:
         self._top5 = MulticlassAccuracy(outputs, average="micro", top_k=min(5, outputs))
         self._loss = MeanMetric(nan_strategy="disable")
         self._reliability = Reliability()
+        self._right = self._images = 0
         self._confusion_KK: Tensor | None = None
         self._reliability_B3: Tensor | None = None
 
@@ -57,6 +70,7 @@ class ClassificationMetrics:
         confusion_KK = self._confusion_KK = self._confusion.compute().double()
         self._reliability_B3 = self._reliability.compute()
         right_K, images_K = confusion_KK.diagonal(), confusion_KK.sum(1)
+        self._right, self._images = int(right_K.sum()), int(images_K.sum())
         seen_K = images_K > 0
         return {
             "top1": (right_K.sum() / images_K.sum()).item(),
@@ -68,7 +82,8 @@ class ClassificationMetrics:
 
     def details(self) -> dict[str, Any]:
         """`classes`: images and top-1 of each class; `confusion`: rows are true, columns guessed;
-        `reliability`: mean confidence, top-1 and images of each bin of confidence that has any.
+        `reliability`: mean confidence, top-1 and images of each bin of confidence that has any;
+        `top1_interval`: where top-1 lies with 95 %, by the number of images alone (Wilson's score).
 
         Guesses beyond the labels, which surplus outputs can make, are in no column.
         """
@@ -88,6 +103,7 @@ class ClassificationMetrics:
                 for index, label in enumerate(self._labels)
             },
             "confusion": confusion_KK,
+            "top1_interval": list(interval(self._right, self._images)),
             "reliability": [
                 {"confidence": confidence / images, "top1": right / images, "images": int(images)}
                 for confidence, right, images in self._reliability_B3.tolist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mobilenets.training.recipe import (
     AugmentationChoice,
+    FineTuningChoice,
     GrowthChoice,
     OptimizerChoice,
     Recipe,
@@ -135,19 +136,35 @@ FINETUNE = Recipe(
     name="finetune",
     epochs=20,
     batch_size=32,
-    optimizer=OptimizerChoice(name="adamw", lr=3e-4, weight_decay=0.02, head_lr=10.0),
+    optimizer=OptimizerChoice(name="adamw", lr=3e-4, weight_decay=0.02),
     schedule=ScheduleChoice(name="cosine", warmup=0.1),
     augmentation=AugmentationChoice(mirror=True, shift=0.06, min_area=0.5),
+    fine_tuning=FineTuningChoice(probe=True, thaw=0.3, rate_decay=0.85, norm="kept"),
     label_smoothing=0.1,
     batch_norm_momentum=0.05,
     ema_decay=0.999,
     clip_norm=5.0,
     expected="0.5-32-s16 from a CIFAR-10 run to the digits, 15 epochs, seed 0: test top-1 98.1 %",
 )
-"""From trained weights (`--weights RUN`) to new classes: a small rate for the body, ten times as much for the
-new classifier, mild crops, averaged weights.
+"""From trained weights (`--weights`) to new classes: the classifier is fitted first, then a small rate, smaller for
+earlier blocks, which join from the last to the first; batch norm keeps its statistics; mild crops, averaged
+weights.
 
 `mobilenets train digits --weights runs/cifar`; from the run of `cifar` above to the digits, 15 epochs
 (`benchmarks/recipes.py`): 98.1 % in 1:18 on one core, where random weights reach 47.9 % by the same recipe."""
 
-RECIPES = {recipe.name: recipe for recipe in (DIGITS, ARTICLE, PAPER, CIFAR, MODERN, FINETUNE)}
+PROBE = Recipe(
+    name="probe",
+    epochs=0,
+    batch_size=32,
+    augmentation=AugmentationChoice(mirror=True, min_area=0.5),
+    fine_tuning=FineTuningChoice(probe=True, thaw=None),
+)
+"""From trained weights to new classes in seconds: the classifier fitted to the features of the body, which
+stays as it is.
+
+`mobilenets train photos --weights keras/1.0-224 --recipe probe`."""
+
+RECIPES = {
+    recipe.name: recipe for recipe in (DIGITS, ARTICLE, PAPER, CIFAR, MODERN, FINETUNE, PROBE)
+}

@@ -17,11 +17,22 @@ from mobilenets.architecture.preprocessing import Preprocessing, channel_order
 from mobilenets.architecture.spec import MobileNetSpec
 from mobilenets.data.doctor import Report
 from mobilenets.data.loaders import SMALL_SIDE, Batch, Loader, OnBadImage, make_loader
-from mobilenets.data.sources import ALL, NAMED_SETS, Source, Split, hold_out, open_source, relabel
+from mobilenets.data.sources import (
+    ALL,
+    NAMED_SETS,
+    Source,
+    Split,
+    fold_of,
+    hold_out,
+    join,
+    open_source,
+    relabel,
+)
 from mobilenets.data.transforms import Distortion
 from mobilenets.tasks.classification.doctor import check
 from mobilenets.tasks.classification.metrics import FIGURES, ClassificationMetrics
 from mobilenets.tasks.classification.prediction import ClassPrediction, Guess
+from mobilenets.tasks.classification.probe import fit_classifier
 from mobilenets.tasks.classification.recipes import CIFAR, DIGITS, FINETUNE, MODERN, RECIPES
 from mobilenets.training.recipe import Recipe
 from mobilenets.training.task import Prediction, Task, TrainingData
@@ -139,6 +150,12 @@ class Classification(Task):
         dropout = PAPER_DROPOUT if recipe is None else recipe.dropout
         return MobileNet(spec, self.outputs, dropout=dropout)
 
+    def fit_head(
+        self, model: nn.Module, data: TrainingData, device: torch.device
+    ) -> dict[str, float]:
+        assert isinstance(model, MobileNet)
+        return fit_classifier(model, data.train, data.val, device)
+
     def build_data(self, recipe: Recipe, *, on_bad_image: OnBadImage) -> TrainingData:
         source = self._source
         assert source is not None, "a task read back from a run trains on no data"
@@ -150,14 +167,10 @@ class Classification(Task):
             "fingerprint": source.fingerprint(),
             "train_fingerprint": train.fingerprint(),
         }
-        val = source.splits.get("val")
-        if val is None:
-            train, val = hold_out(train, recipe.held_out, recipe.seed)
-            record |= {
-                "held_out": recipe.held_out,
-                "seed": recipe.seed,
-                "held_out_fingerprint": val.fingerprint(),
-            }
+        division = _division(source, recipe)
+        train, val = _divided(source, division)
+        if division:
+            record |= {**division, "held_out_fingerprint": val.fingerprint()}
         if recipe.fraction < 1:
             train, _ = hold_out(train, 1 - recipe.fraction, recipe.seed)
         # The recipe's choices and the loader's distortions have the same names.
@@ -218,8 +231,8 @@ class Classification(Task):
             name for name in ("test", "val", ALL, "train") if name in source.splits
         )
         part = None
-        if own and "held_out" in record and name in ("val", ALL):
-            _, held = hold_out(_training_part(source), record["held_out"], record["seed"])
+        if own and "held_out_fingerprint" in record and name in ("val", ALL):
+            _, held = _divided(source, record)
             # Another folder may have as many images of each class.
             own = held.fingerprint() == record["held_out_fingerprint"]
             if own:
@@ -281,6 +294,26 @@ def class_weights(targets_N: NDArray[np.int64], outputs: int) -> Tensor:
     counts_K = np.bincount(targets_N, minlength=outputs)
     present = np.count_nonzero(counts_K)
     return torch.from_numpy(len(targets_N) / (present * counts_K.clip(1))).float()
+
+
+def _division(source: Source, recipe: Recipe) -> dict[str, Any]:
+    """How validation images are chosen, where the data does not say; what a run keeps of it."""
+    if recipe.folds is not None:
+        return {"folds": recipe.folds, "fold": recipe.fold, "seed": recipe.seed}
+    if "val" in source.splits:
+        return {}
+    return {"held_out": recipe.held_out, "seed": recipe.seed}
+
+
+def _divided(source: Source, division: Mapping[str, Any]) -> tuple[Split, Split]:
+    """Training and validation images."""
+    train, val = _training_part(source), source.splits.get("val")
+    if "folds" in division:
+        whole = train if val is None else join([train, val])
+        return fold_of(whole, division["folds"], division["fold"], division["seed"])
+    if val is not None:
+        return train, val
+    return hold_out(train, division["held_out"], division["seed"])
 
 
 def _training_part(source: Source) -> Split:

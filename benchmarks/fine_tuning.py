@@ -1,0 +1,84 @@
+"""What trained weights are worth on small sets of photos, against the same network from scratch.
+
+    python benchmarks/fine_tuning.py --shared SHARED [--only NAME ...] [--runs runs/fine-tuning]
+
+SHARED holds `data/hymenoptera.tar` (ants and bees), `data/pets37.tar` (37 breeds, ten images each) and the
+quantised ImageNet weights of width 1.0. Each study leaves one JSON file in docs/results/fine_tuning/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tarfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mobilenets.training.device import provenance
+from verb import mobilenets
+
+BODY = "mobilenet_v1_1.0_224_quant_embedding_extractor.tflite"
+HEAD = "mobilenet_quant_v1_224_head_layers.tflite"
+
+
+@dataclass(frozen=True)
+class Study:
+    """One training on one set of photos."""
+
+    data: str
+    options: str
+    weights: bool = True
+
+
+STUDIES = {
+    "hymenoptera-finetune": Study("hymenoptera", ""),
+    "hymenoptera-probe": Study("hymenoptera", "--recipe probe"),
+    "hymenoptera-scratch": Study("hymenoptera", "--model 1.0-224 --max-time 3m", weights=False),
+    "pets37-finetune": Study("pets37", "--folds 5"),
+    "pets37-probe": Study("pets37", "--folds 5 --recipe probe"),
+    "pets37-scratch": Study("pets37", "--folds 5 --model 1.0-224 --max-time 3m", weights=False),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shared", type=Path, required=True)
+    parser.add_argument("--only", nargs="*", default=list(STUDIES))
+    parser.add_argument("--runs", type=Path, default=Path("runs/fine-tuning"))
+    parser.add_argument("--output", type=Path, default=Path("docs/results/fine_tuning"))
+    options = parser.parse_args()
+    imported = options.runs / "weights"
+    if not imported.is_dir():
+        files = [options.shared / "weights" / name for name in (BODY, HEAD)]
+        mobilenets("weights", "import", *files, "--output", imported)
+    options.output.mkdir(parents=True, exist_ok=True)
+    for name in options.only:
+        study, file = STUDIES[name], options.output / f"{name}.json"
+        if file.is_file():
+            continue
+        data = options.runs / study.data
+        if not data.is_dir():
+            with tarfile.open(options.shared / "data" / f"{study.data}.tar") as archive:
+                archive.extractall(options.runs, filter="data")
+        start = ["--weights", imported] if study.weights else []
+        there = ["--output", options.runs / name, "--overwrite", "--seed", 0, "--device", "cpu"]
+        began = time.monotonic()
+        found = mobilenets("train", data, *start, *study.options.split(), *there)
+        found.pop("run")
+        found.pop("runs", None)
+        result = {
+            "study": name,
+            "command": f"mobilenets train {study.data} {'--weights 1.0-224 ' * study.weights}{study.options}",
+            "seconds": round(time.monotonic() - began),
+            **found,
+            **provenance(torch.device("cpu")),
+        }
+        file.write_text(json.dumps(result, indent=1) + "\n")
+        print(name, found.get("top1", found.get("mean")), result["seconds"], "s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+"""Imported weights against the files they come from, each run in its own runtime on the same pixels.
+
+    python benchmarks/weights.py --shared SHARED [--output docs/results/weights.json] [--limit 1000]
+
+SHARED holds `weights/*.tflite`, the leaky model of Pytorch_Retinaface and `data/imagenet_samples.tar`, one image
+of each ImageNet class (probably training images: a check of the conversion, no accuracy to quote). Needs
+`pip install ai-edge-litert`.
+
+For each model: top-1 of the original and of ours, how often they agree, the correlation of what goes into
+the softmax, that of every layer's output on the first images, and what importing takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from mobilenets.architecture.layers import LEAKY_SLOPE, ConvUnit
+from mobilenets.architecture.network import MobileNet
+from mobilenets.data.images import read_image
+from mobilenets.data.transforms import fit, normalise
+from mobilenets.training.device import provenance
+from mobilenets.weights.files import import_weights
+from mobilenets.weights.imported import ImportedWeights
+
+CORAL = {
+    "0.25-128": ["mobilenet_v1_0.25_128_quant.tflite"],
+    "0.5-160": ["mobilenet_v1_0.5_160_quant.tflite"],
+    "0.75-192": ["mobilenet_v1_0.75_192_quant.tflite"],
+    "1.0-224": [
+        "mobilenet_v1_1.0_224_quant_embedding_extractor.tflite",
+        "mobilenet_quant_v1_224_head_layers.tflite",
+    ],
+}
+LEAKY = "mobilenetv1_0.25_leaky_imagenet.pth.tar"
+LAYERS_ON = 20
+
+
+class Original:
+    """A TensorFlow Lite model, perhaps in several files, with all that it computes on the way."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        from ai_edge_litert.interpreter import Interpreter
+
+        self._parts = []
+        for path in paths:
+            part = Interpreter(model_path=str(path), experimental_preserve_all_tensors=True)
+            part.allocate_tensors()
+            self._parts.append(part)
+
+    def run(self, pixels_HWC: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """What goes into the softmax (1001,), and every convolution's output (H, W, C)."""
+        given: np.ndarray = pixels_HWC[None]
+        maps: list[np.ndarray] = []
+        logits = np.zeros(0)
+        for part in self._parts:
+            begin = part.get_input_details()[0]
+            part.set_tensor(begin["index"], given.reshape(begin["shape"]))
+            part.invoke()
+            for operator in part._get_ops_details():
+                index = operator["outputs"][0]
+                name = operator["op_name"]
+                if name in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
+                    values = self._floats(part, index)
+                    if values.size % 1001 == 0 and values.size == 1001:
+                        logits = values.reshape(-1)
+                    else:
+                        maps.append(values[0])
+            end = part.get_output_details()[0]
+            given = part.get_tensor(end["index"])
+        return logits, maps
+
+    @staticmethod
+    def _floats(part: Any, index: int) -> np.ndarray:
+        details = next(t for t in part.get_tensor_details() if t["index"] == index)
+        scale, zero = details["quantization"]
+        return (part.get_tensor(index).astype(np.float32) - zero) * scale
+
+
+class Retinaface:
+    """The leaky model as its own project defines it, written out plainly."""
+
+    def __init__(self, path: Path) -> None:
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        self._state = {name.removeprefix("module."): value for name, value in state.items()}
+
+    def run(self, inputs_NCHW: torch.Tensor) -> torch.Tensor:
+        """Logits (N, 1000)."""
+        state = self._state
+        x = inputs_NCHW
+
+        def unit(x: torch.Tensor, conv: str, norm: str, stride: int, groups: int) -> torch.Tensor:
+            weight = state[f"{conv}.weight"]
+            x = nn.functional.conv2d(x, weight, None, stride, weight.shape[-1] // 2, 1, groups)
+            x = nn.functional.batch_norm(
+                x,
+                state[f"{norm}.running_mean"],
+                state[f"{norm}.running_var"],
+                state[f"{norm}.weight"],
+                state[f"{norm}.bias"],
+            )
+            return nn.functional.leaky_relu(x, LEAKY_SLOPE)
+
+        x = unit(x, "stage1.0.0", "stage1.0.1", 2, 1)
+        strides = {1: (1, 2, 1, 2, 1), 2: (2, 1, 1, 1, 1, 1), 3: (2, 1)}
+        for stage, steps in strides.items():
+            for number, stride in enumerate(steps, start=1 if stage == 1 else 0):
+                name = f"stage{stage}.{number}"
+                x = unit(x, f"{name}.0", f"{name}.1", stride, x.shape[1])
+                x = unit(x, f"{name}.3", f"{name}.4", 1, 1)
+        return nn.functional.linear(x.mean((2, 3)), state["fc.weight"], state["fc.bias"])
+
+
+def network_of(imported: ImportedWeights) -> MobileNet:
+    network = MobileNet(imported.spec, imported.classes).eval()
+    network.load_state_dict(imported.state)
+    return network
+
+
+def layers_of(network: MobileNet, inputs_NCHW: torch.Tensor) -> list[np.ndarray]:
+    """Every unit's output (H, W, C) for one image."""
+    found: list[np.ndarray] = []
+    hooks = [
+        module.register_forward_hook(
+            lambda _, __, output: found.append(output[0].permute(1, 2, 0).numpy().copy())
+        )
+        for module in network.modules()
+        if isinstance(module, ConvUnit)
+    ]
+    with torch.inference_mode():
+        network(inputs_NCHW)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def cost_of_importing(paths: list[Path]) -> dict[str, float]:
+    """Seconds and megabytes beyond what importing torch takes, in a process of its own."""
+    code = (
+        "import sys, time, resource, torch, pathlib\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
+        "before, start = peak(), time.perf_counter()\n"
+        "from mobilenets.weights.files import import_weights\n"
+        "import_weights([pathlib.Path(p) for p in sys.argv[1:]])\n"
+        "print(time.perf_counter() - start, peak() - before)"
+    )
+    arguments = [sys.executable, "-c", code, *map(str, paths)]
+    seconds, megabytes = subprocess.run(
+        arguments, capture_output=True, text=True, check=True
+    ).stdout.split()
+    return {"import_seconds": round(float(seconds), 2), "import_mb": round(float(megabytes))}
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.corrcoef(a.reshape(-1), b.reshape(-1))[0, 1])
+
+
+def compare(name: str, paths: list[Path], images: list[Path]) -> dict[str, Any]:
+    """One quantised model."""
+    imported = import_weights(paths)
+    whole = network_of(import_weights(paths, keep_background=True))
+    original = Original(paths)
+    right = ours_right = agree = 0
+    correlations: list[float] = []
+    by_layer: list[list[float]] = []
+    started = time.monotonic()
+    for target, path in enumerate(images):
+        pixels_CHW = fit(read_image(path, 3), imported.preprocessing)
+        inputs = normalise(pixels_CHW[None], imported.preprocessing)
+        theirs, maps = original.run(pixels_CHW.permute(1, 2, 0).numpy())
+        with torch.inference_mode():
+            ours = whole(inputs)[0].numpy()
+        correlations.append(correlation(theirs, ours))
+        # Without the background, as it is imported.
+        guess, our_guess = int(theirs[1:].argmax()), int(ours[1:].argmax())
+        right += guess == target
+        ours_right += our_guess == target
+        agree += guess == our_guess
+        if target < LAYERS_ON:
+            pairs = zip(maps, layers_of(whole, inputs), strict=True)
+            by_layer.append([correlation(a, b) for a, b in pairs])
+    count = len(images)
+    print(f"{name}: {right / count:.3f} and {ours_right / count:.3f}", flush=True)
+    return {
+        "files": [path.name for path in paths],
+        "images": count,
+        "top1_original": right / count,
+        "top1_imported": ours_right / count,
+        "agree": agree / count,
+        "logits_correlation_mean": float(np.mean(correlations)),
+        "logits_correlation_least": float(np.min(correlations)),
+        "layers_correlation": [round(value, 5) for value in np.mean(by_layer, axis=0).tolist()],
+        "seconds": round(time.monotonic() - started),
+        **cost_of_importing(paths),
+    }
+
+
+def compare_leaky(path: Path, images: list[Path]) -> dict[str, Any]:
+    """The float model, which must be equal."""
+    imported = import_weights([path])
+    network, original = network_of(imported), Retinaface(path)
+    right = ours_right = 0
+    largest = 0.0
+    for target, image in enumerate(images):
+        pixels_CHW = fit(read_image(image, 3), imported.preprocessing)
+        inputs = normalise(pixels_CHW[None], imported.preprocessing)
+        with torch.inference_mode():
+            theirs, ours = original.run(inputs), network(inputs)
+        right += int(theirs.argmax()) == target
+        ours_right += int(ours.argmax()) == target
+        largest = max(largest, float((theirs - ours).abs().max()))
+    print(f"leaky: {right / len(images):.3f} and {ours_right / len(images):.3f}", flush=True)
+    return {
+        "files": [path.name],
+        "images": len(images),
+        "top1_original": right / len(images),
+        "top1_imported": ours_right / len(images),
+        "largest_difference": largest,
+        **cost_of_importing([path]),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shared", type=Path, required=True)
+    parser.add_argument("--output", type=Path, default=Path("docs/results/weights.json"))
+    parser.add_argument("--limit", type=int, default=1000)
+    options = parser.parse_args()
+    weights = options.shared / "weights"
+    with tempfile.TemporaryDirectory() as place:
+        with tarfile.open(options.shared / "data" / "imagenet_samples.tar") as archive:
+            archive.extractall(place, filter="data")
+        # The names begin with the WordNet numbers, whose order is that of the classes.
+        images = sorted(Path(place).rglob("n*_*.jp*g"))[: options.limit]
+        results: dict[str, Any] = {
+            name: compare(name, [weights / file for file in files], images)
+            for name, files in CORAL.items()
+        }
+        results["leaky 0.25-224"] = compare_leaky(weights / LEAKY, images)
+    content = {
+        "command": "python benchmarks/weights.py --shared SHARED",
+        "models": results,
+        **provenance(torch.device("cpu")),
+    }
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
