@@ -18,10 +18,9 @@ from pathlib import Path
 import torch
 
 from mobilenets.training.device import provenance
+from mobilenets.weights.download import name_of
+from mobilenets.weights.registry import find_weights
 from verb import mobilenets
-
-BODY = "mobilenet_v1_1.0_224_quant_embedding_extractor.tflite"
-HEAD = "mobilenet_quant_v1_224_head_layers.tflite"
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,8 @@ def main() -> None:
     options = parser.parse_args()
     imported = options.runs / "weights"
     if not imported.is_dir():
-        files = [options.shared / "weights" / name for name in (BODY, HEAD)]
+        published = find_weights("coral/1.0-224").files
+        files = [options.shared / "weights" / name_of(file.address) for file in published]
         mobilenets("weights", "import", *files, "--output", imported)
     options.output.mkdir(parents=True, exist_ok=True)
     for name in options.only:

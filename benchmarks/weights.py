@@ -31,18 +31,11 @@ from mobilenets.architecture.network import MobileNet
 from mobilenets.data.images import read_image
 from mobilenets.data.transforms import fit, normalise
 from mobilenets.training.device import provenance
+from mobilenets.weights.download import name_of
 from mobilenets.weights.files import import_weights
 from mobilenets.weights.imported import ImportedWeights
+from mobilenets.weights.registry import PUBLISHED_WEIGHTS
 
-CORAL = {
-    "0.25-128": ["mobilenet_v1_0.25_128_quant.tflite"],
-    "0.5-160": ["mobilenet_v1_0.5_160_quant.tflite"],
-    "0.75-192": ["mobilenet_v1_0.75_192_quant.tflite"],
-    "1.0-224": [
-        "mobilenet_v1_1.0_224_quant_embedding_extractor.tflite",
-        "mobilenet_quant_v1_224_head_layers.tflite",
-    ],
-}
 LEAKY = "mobilenetv1_0.25_leaky_imagenet.pth.tar"
 LAYERS_ON = 20
 
@@ -73,7 +66,7 @@ class Original:
                 name = operator["op_name"]
                 if name in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
                     values = self._floats(part, index)
-                    if values.size % 1001 == 0 and values.size == 1001:
+                    if values.size == 1001:
                         logits = values.reshape(-1)
                     else:
                         maps.append(values[0])
@@ -244,8 +237,11 @@ def main() -> None:
         # The names begin with the WordNet numbers, whose order is that of the classes.
         images = sorted(Path(place).rglob("n*_*.jp*g"))[: options.limit]
         results: dict[str, Any] = {
-            name: compare(name, [weights / file for file in files], images)
-            for name, files in CORAL.items()
+            entry.name: compare(
+                entry.name, [weights / name_of(file.address) for file in entry.files], images
+            )
+            for entry in PUBLISHED_WEIGHTS
+            if entry.source == "coral"
         }
         results["leaky 0.25-224"] = compare_leaky(weights / LEAKY, images)
     content = {

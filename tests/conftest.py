@@ -1,9 +1,12 @@
 """Trained runs that several tests look at."""
 
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 
 from mobilenets.cli.main import run
 
@@ -39,3 +42,25 @@ def hymenoptera(shared, tmp_path_factory):
     with tarfile.open(shared / "data" / "hymenoptera.tar") as archive:
         archive.extractall(folder, filter="data")
     return folder / "hymenoptera"
+
+
+@contextmanager
+def served(server):
+    """An HTTP server that answers in a thread of its own."""
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def empty_caches(monkeypatch, tmp_path):
+    """Downloads go to folders of this test, with no mirror and no ban in the way."""
+    # The Hub's library reads its variables once, when it is imported.
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    for name in ("HF_HUB_OFFLINE", "MOBILENETS_MIRROR"):
+        monkeypatch.delenv(name, raising=False)

@@ -5,13 +5,12 @@ import http.server
 import io
 import re
 import tarfile
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
 
+from conftest import served
 from mobilenets.cli.main import run
 from mobilenets.weights.download import cache_folder, fetch, fetch_file, mirrored, name_of
 from mobilenets.weights.load import load_weights
@@ -73,20 +72,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server(monkeypatch, tmp_path):
-    made = Server()
-    thread = threading.Thread(target=made.serve_forever, daemon=True)
-    thread.start()
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    # The Hub's library reads its variables once, when it is imported.
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.delenv("MOBILENETS_MIRROR", raising=False)
-    yield made
-    made.shutdown()
-    thread.join()
-    made.server_close()
+def server(empty_caches):
+    with served(Server()) as made:
+        yield made
 
 
 def kept():

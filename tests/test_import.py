@@ -16,16 +16,14 @@ from mobilenets.architecture.layer_rows import layers_of
 from mobilenets.architecture.network import MobileNet
 from mobilenets.data.images import image_to_tensor
 from mobilenets.data.transforms import fit, normalise
+from mobilenets.weights.download import name_of
 from mobilenets.weights.files import import_weights
+from mobilenets.weights.registry import PUBLISHED_WEIGHTS
 
 CORAL = {
-    "0.25-128": ["mobilenet_v1_0.25_128_quant.tflite"],
-    "0.5-160": ["mobilenet_v1_0.5_160_quant.tflite"],
-    "0.75-192": ["mobilenet_v1_0.75_192_quant.tflite"],
-    "1.0-224": [
-        "mobilenet_v1_1.0_224_quant_embedding_extractor.tflite",
-        "mobilenet_quant_v1_224_head_layers.tflite",
-    ],
+    str(entry.spec): [name_of(file.address) for file in entry.files]
+    for entry in PUBLISHED_WEIGHTS
+    if entry.source == "coral"
 }
 RETINAFACE = "mobilenetv1_0.25_leaky_imagenet.pth.tar"
 

@@ -4,12 +4,11 @@ import base64
 import http.server
 import json
 import shutil
-import threading
 
 import pytest
-from huggingface_hub import constants
 from safetensors.torch import load_file
 
+from conftest import served
 from mobilenets import Run
 from mobilenets.cli.main import run as cli
 from mobilenets.training.sharing import NEEDED, SHARED
@@ -101,20 +100,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hub(monkeypatch, tmp_path):
-    made = Hub()
-    thread = threading.Thread(target=made.serve_forever, daemon=True)
-    thread.start()
-    monkeypatch.setenv("HF_ENDPOINT", made.address)
-    monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    # The Hub's library reads its variables once, when it is imported.
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    yield made
-    made.shutdown()
-    thread.join()
-    made.server_close()
+def hub(empty_caches, monkeypatch):
+    with served(Hub()) as made:
+        monkeypatch.setenv("HF_ENDPOINT", made.address)
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+        yield made
 
 
 def assert_same_model(first, second):

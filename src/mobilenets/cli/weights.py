@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -126,23 +127,18 @@ def import_files(
     folder = output or Path("runs") / (Path(files[0].rstrip("/")).stem.lstrip(".") or "weights")
     check_free(folder, overwrite=overwrite)
     names = read_labels(labels) if labels else ()
-    kind = activation_choice(activation)
-    if len(files) == 1:
-        imported = load_weights(
-            files[0],
-            labels=names,
-            activation=kind,
-            resolution=resolution,
-            keep_background=keep_background,
-        )
-    else:
-        imported = import_weights(
-            [Path(file) for file in files],
-            labels=names,
-            activation=kind,
-            resolution=resolution,
-            keep_background=keep_background,
-        )
+    # Several files stand for themselves; one may also be an address or a name.
+    read = (
+        partial(load_weights, files[0])
+        if len(files) == 1
+        else partial(import_weights, [Path(file) for file in files])
+    )
+    imported = read(
+        labels=names,
+        activation=activation_choice(activation),
+        resolution=resolution,
+        keep_background=keep_background,
+    )
     _write(folder, imported, {"weights": " + ".join(files)}, overwrite, as_json)
 
 
