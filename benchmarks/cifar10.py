@@ -53,20 +53,16 @@ FIVE_MINUTES = "--model 0.5-32-s16 --recipe cifar --max-time 5m --set precision=
 TRICKS = {
     "cifar": "",
     "half the rate": "optimizer.lr=0.1",
-    "twice the rate": "optimizer.lr=0.4",
     "no Nesterov": "optimizer.nesterov=false",
     "shift of batch norm at the same rate": "optimizer.norm_bias_lr=1",
     "pointwise layers start at random": "dirac=false",
     "first layer learnt": "whiten=false",
-    "batch norm forgets faster": "batch_norm_momentum=0.4",
     "images whole from the start": "growth=null",
-    "images grow from a half": "growth.start=0.5",
     "mirrored at random": "augmentation.alternate=false",
     "no shift": "augmentation.shift=0",
     "cutout of 12 pixels": "augmentation.cutout=0.375",
     "no label smoothing": "label_smoothing=0",
     "no average": "ema_decay=null",
-    "batches of 128, twice the rate": "batch_size=128 optimizer.lr=0.4",
     "fp32": "precision=fp32",
 }
 STUDIES: dict[str, dict[str, Training]] = {
