@@ -27,6 +27,11 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
 PAGE = ROOT / "docs" / "results.md"
 ARTICLE_BEST = 0.7199
+CLEANINGS = {
+    "as it is": ("no", "as they are"),
+    "copies": ("`doctor --fix`", "without copies and leaks"),
+    "copies and labels": ("`doctor --fix --noisy --run`", "and without implausible labels"),
+}
 OURS, THEIRS, FAINT = "#0b7a4b", "#b3306b", "#d9d9d9"
 
 
@@ -47,6 +52,9 @@ def results() -> dict:
         "studies": studies,
         "claims": {result["experiment"]: result for result in read("reproduce/*.json")},
         "trials": read("reproduce/trials/*.json"),
+        "weights": next(iter(read("weights.json")), None),
+        "fine_tuning": read("fine_tuning/*.json"),
+        "noise": next(iter(read("noise.json")), None),
     }
 
 
@@ -118,6 +126,7 @@ def page(data: dict) -> str:
         "reached": reached,
         "machines": machines,
         "ablation_rows": ablation_rows,
+        "noise_cleanings": {name: verb for name, (verb, _) in CLEANINGS.items()},
     }
     return environment.get_template("results_page.md").render(**data, article_best=ARTICLE_BEST)
 
@@ -198,6 +207,34 @@ def draw_confusion(result: dict) -> None:
     save(figure, "confusion.png")
 
 
+def draw_noise(noise: dict) -> None:
+    figure = Figure(figsize=(9.5, 3.8), layout="constrained")
+    for axes, what, title in zip(
+        figure.subplots(1, 2, sharey=True),
+        ("unseen", "leaked"),
+        ("test photos nobody taught", "test photos that leaked"),
+        strict=True,
+    ):
+        for (cleaning, (_, name)), colour in zip(
+            CLEANINGS.items(), (THEIRS, "#888", OURS), strict=True
+        ):
+            rows = [row for row in noise["curve"] if row["cleaning"] == cleaning]
+            axes.errorbar(
+                [100 * row["wrong"] for row in rows],
+                [row[f"{what}_top1"] for row in rows],
+                [row[f"{what}_spread"] for row in rows],
+                marker="o",
+                capsize=3,
+                color=colour,
+                label=name,
+            )
+        axes.set(title=title, xlabel="wrong labels, %", ylim=(0, 100))
+        tidy(axes)
+    figure.axes[0].set_ylabel("top-1, %")
+    figure.axes[0].legend(frameon=False, loc="lower left")
+    save(figure, "noise.png")
+
+
 def draw(data: dict) -> None:
     studies = data["studies"]
     if "race" in studies:
@@ -208,6 +245,8 @@ def draw(data: dict) -> None:
         draw_confusion(long)
         if "race" in studies:
             draw_dynamics(studies["race"]["article"][0], long)
+    if data["noise"]:
+        draw_noise(data["noise"])
 
 
 def main() -> None:

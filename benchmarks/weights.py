@@ -20,7 +20,7 @@ import tarfile
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,45 +40,48 @@ LEAKY = "mobilenetv1_0.25_leaky_imagenet.pth.tar"
 LAYERS_ON = 20
 
 
+class Kept(NamedTuple):
+    """A quantised tensor to read after a run."""
+
+    index: int
+    scale: float
+    zero: int
+
+
 class Original:
     """A TensorFlow Lite model, perhaps in several files, with all that it computes on the way."""
 
     def __init__(self, paths: list[Path]) -> None:
         from ai_edge_litert.interpreter import Interpreter
 
-        self._parts = []
+        self._parts: list[tuple[Any, list[Kept]]] = []
         for path in paths:
             part = Interpreter(model_path=str(path), experimental_preserve_all_tensors=True)
             part.allocate_tensors()
-            self._parts.append(part)
+            tensors = {tensor["index"]: tensor for tensor in part.get_tensor_details()}
+            kept = [
+                Kept(index, *tensors[index]["quantization"])
+                for operator in part._get_ops_details()
+                if operator["op_name"] in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+                for index in operator["outputs"]
+            ]
+            self._parts.append((part, kept))
 
     def run(self, pixels_HWC: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
         """What goes into the softmax (1001,), and every convolution's output (H, W, C)."""
         given: np.ndarray = pixels_HWC[None]
         maps: list[np.ndarray] = []
-        logits = np.zeros(0)
-        for part in self._parts:
+        for part, kept in self._parts:
             begin = part.get_input_details()[0]
             part.set_tensor(begin["index"], given.reshape(begin["shape"]))
             part.invoke()
-            for operator in part._get_ops_details():
-                index = operator["outputs"][0]
-                name = operator["op_name"]
-                if name in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
-                    values = self._floats(part, index)
-                    if values.size == 1001:
-                        logits = values.reshape(-1)
-                    else:
-                        maps.append(values[0])
-            end = part.get_output_details()[0]
-            given = part.get_tensor(end["index"])
-        return logits, maps
-
-    @staticmethod
-    def _floats(part: Any, index: int) -> np.ndarray:
-        details = next(t for t in part.get_tensor_details() if t["index"] == index)
-        scale, zero = details["quantization"]
-        return (part.get_tensor(index).astype(np.float32) - zero) * scale
+            maps += [
+                (part.get_tensor(tensor.index).astype(np.float32) - tensor.zero) * tensor.scale
+                for tensor in kept
+            ]
+            given = part.get_tensor(part.get_output_details()[0]["index"])
+        *maps, logits = maps
+        return logits.reshape(-1), [values[0] for values in maps]
 
 
 class Retinaface:
@@ -141,8 +144,9 @@ def layers_of(network: MobileNet, inputs_NCHW: torch.Tensor) -> list[np.ndarray]
 def cost_of_importing(paths: list[Path]) -> dict[str, float]:
     """Seconds and megabytes beyond what importing torch takes, in a process of its own."""
     code = (
-        "import sys, time, resource, torch, pathlib\n"
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
+        "import re, sys, time, torch, pathlib\n"
+        "status = pathlib.Path('/proc/self/status')\n"
+        "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', status.read_text())[1]) / 1024\n"
         "before, start = peak(), time.perf_counter()\n"
         "from mobilenets.weights.files import import_weights\n"
         "import_weights([pathlib.Path(p) for p in sys.argv[1:]])\n"

@@ -754,21 +754,26 @@ def test_near_pairs_are_those_that_comparing_each_with_each_gives():
     assert set(pairs) == set(zip(*np.nonzero(bits <= 7), strict=True))
 
 
+def write_digits(folder, place, split, wrong):
+    """Handwritten digits as files under `place`, a number of them in the wrong class: those, and how many in all."""
+    random = np.random.default_rng(0)
+    swapped = set()
+    images = open_source("digits").splits[split]
+    misplaced = set(random.choice(len(images), wrong, replace=False).tolist())
+    for row, target in enumerate(images.targets.tolist()):
+        label = (target + int(random.integers(1, 10))) % 10 if row in misplaced else target
+        pixels = images.images.read(row, 1)[0].numpy()
+        path = put(folder / place / str(label) / f"{row}.png", Image.fromarray(pixels))
+        if row in misplaced:
+            swapped.add(path.relative_to(folder).as_posix())
+    return swapped, len(images)
+
+
 @pytest.fixture(scope="module")
 def digit_photos(tmp_path_factory):
     """Handwritten digits as files, ten of them in the wrong class."""
     folder = tmp_path_factory.mktemp("digits")
-    source = open_source("digits")
-    random = np.random.default_rng(0)
-    swapped = set()
-    split = source.splits["train"]
-    wrong = set(random.choice(len(split), 10, replace=False).tolist())
-    for row, target in enumerate(split.targets.tolist()):
-        label = (target + int(random.integers(1, 10))) % 10 if row in wrong else target
-        pixels = split.images.read(row, 1)[0].numpy()
-        path = put(folder / str(label) / f"{row}.png", Image.fromarray(pixels))
-        if row in wrong:
-            swapped.add(path.relative_to(folder).as_posix())
+    swapped, _ = write_digits(folder, "", "train", 10)
     return folder, swapped
 
 
@@ -779,6 +784,25 @@ def test_wrong_labels_are_found_from_pixels(digit_photos):
     assert len(doubted & swapped) >= 7
     assert len(doubted - swapped) <= 1
     assert all("it is right on 9" in f.detail for f in report.findings)
+
+
+def test_a_third_of_wrong_labels_goes_from_training_alone(tmp_path, capsys):
+    photos = tmp_path / "photos"
+    swapped, images = write_digits(photos, "train", "train", 430)
+    in_test, _ = write_digits(photos, "test", "test", 40)
+    # Too many are wrong for a check that expects few.
+    assert any("too few to judge by" in sentence for sentence in check(str(photos)).not_checked)
+    assert cli(["doctor", str(photos), "--noisy", "--fix", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    doubted = {
+        f["name"]: f["severity"] for f in values["findings"] if f["kind"] == "implausible-label"
+    }
+    assert {doubted[name] for name in in_test & set(doubted)} == {"warning"}
+    moved = {Path(move["from"]).relative_to(photos).as_posix() for move in values["fix"]["moved"]}
+    assert moved == {name for name, severity in doubted.items() if severity == "error"}
+    assert all(name.startswith("train/") for name in moved)
+    assert len(moved & swapped) >= 0.8 * len(swapped)
+    assert len(moved - swapped) <= 0.02 * (images - len(swapped))
 
 
 @pytest.fixture(scope="module")

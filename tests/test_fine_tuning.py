@@ -186,6 +186,7 @@ def test_blocks_join_from_the_last(thaw, share, blocks):
     assert network.classifier.weight.grad is not None
 
 
+# Case 8.
 @pytest.mark.parametrize(("norm", "moves"), [("kept", False), ("batch", True)])
 def test_statistics_of_batch_norm_are_kept_or_move(norm, moves):
     network = trained_looking()
@@ -443,6 +444,7 @@ def test_a_model_by_the_weights_that_it_starts_from(leaky, shared):
     assert network.classifier.out_features == 37
     imported = load_weights(coral)
     assert network.body["conv0"].conv.weight.equal(imported.state["body.conv0.conv.weight"])
+    # Case 4.
     with pytest.raises(ValueError, match=r"its width is 0.5 and the model's 0.25"):
         create_model("0.25-160", weights=coral)
     with pytest.raises(ValueError, match=r"it has 1000 classes and the model 37"):

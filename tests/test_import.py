@@ -51,9 +51,13 @@ def loaded(imported):
     return network
 
 
-def assert_same(ours, theirs, sides=(64, 65)):
-    for side in sides:
-        images = torch.randn(2, 3, side, side)
+# Cases 5 and 11: SAME padding differs between even and odd sides; no multiple of 32, not square.
+SIZES = ((64, 64), (97, 97), (70, 45))
+
+
+def assert_same(ours, theirs, sizes=SIZES):
+    for height, width in sizes:
+        images = torch.randn(2, ours.spec.input_channels, height, width)
         with torch.inference_mode():
             torch.testing.assert_close(ours(images), theirs(images), rtol=1e-4, atol=1e-4)
 
@@ -161,11 +165,14 @@ def test_an_unknown_project_needs_its_activation(tmp_path):
     assert_same(loaded(imported), theirs)
 
 
+# Case 3: width 0.35 begins with 11 channels or with 16, as its rounding says. Case 11: 1 and 4 input channels.
 @pytest.mark.parametrize(
     ("name", "choices"),
     [
         ("0.35-64", {}),
         ("0.35-64", {"rounding": "divisible8"}),
+        ("0.25-64", {"input_channels": 1}),
+        ("0.25-64", {"input_channels": 4}),
         ("0.6-64", {}),
         ("1.25-64", {}),
         ("0.25-64-shallow", {}),
@@ -179,7 +186,8 @@ def test_members_of_the_family_are_known_by_their_shapes(tmp_path, name, choices
     torch.save(exported(theirs, unknown_names, "fc"), path)
     imported = import_weights([path], activation="relu", resolution=64)
     assert imported.spec.width == theirs.spec.width
-    assert_same(loaded(imported), theirs, sides=(64,))
+    assert imported.spec.input_channels == theirs.spec.input_channels
+    assert_same(loaded(imported), theirs)
 
 
 def test_hugging_face_settings_beside_the_weights(tmp_path):
@@ -187,7 +195,7 @@ def test_hugging_face_settings_beside_the_weights(tmp_path):
     torch.save(exported(theirs, hugging_face_names, "classifier"), tmp_path / "pytorch_model.bin")
     labels = {str(index): f"label {index}" for index in range(7)}
     config = {"hidden_act": "relu", "tf_padding": False, "layer_norm_eps": 0.01, "id2label": labels}
-    # The wrong-way-round dropout of transformers#22767, which is not taken over.
+    # Case 7: the dropout of transformers#22767, the wrong way round, is not taken over.
     config |= {"classifier_dropout_prob": 0.999, "image_size": 64}
     (tmp_path / "config.json").write_text(json.dumps(config))
     served = {
@@ -205,7 +213,7 @@ def test_hugging_face_settings_beside_the_weights(tmp_path):
     assert_same(loaded(imported), theirs)
 
 
-# 1,001 outputs: index 0 is TensorFlow's background (tensorflow/hub#574).
+# Case 6: of 1,001 outputs index 0 is TensorFlow's background (tensorflow/hub#574).
 
 
 @pytest.mark.parametrize("keep", [False, True])
@@ -356,10 +364,27 @@ class Hostile:
 def test_a_pickle_with_code_in_it_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "model.pth"
+    torch.save({"state_dict": Hostile()}, path)
+    with pytest.raises(
+        ValueError, match=r"model\.pth: it holds \w+\.system, and .* can run code\Z"
+    ):
+        import_weights([path])
     path.write_bytes(pickle.dumps({"state_dict": Hostile()}))
-    with pytest.raises(ValueError, match="not a file of plain PyTorch weights"):
+    with pytest.raises(ValueError, match=r"model\.pth: [^\n]+\Z"):
         import_weights([path])
     assert not (tmp_path / "code-was-run").exists()
+
+
+def test_damaged_pytorch_files_are_one_sentence(tmp_path):
+    path = tmp_path / "model.pth"
+    torch.save(MobileNet(MobileNetSpec(0.25), 10).state_dict(), path)
+    content = path.read_bytes()
+    for length in (0, 3, 100, len(content) // 2):
+        path.write_bytes(content[:length])
+        with pytest.raises(
+            ValueError, match=r"model\.pth: damaged, cut short, or not a file that PyTorch wrote\Z"
+        ):
+            import_weights([path])
 
 
 def test_damaged_files_are_one_sentence(shared, tmp_path):

@@ -51,7 +51,7 @@ def assert_same(imported, theirs):
 
 @pytest.mark.parametrize("name", ["mobilenetv1_100", "mobilenetv1_125"])
 def test_timm(name, tmp_path):
-    timm = pytest.importorskip("timm", reason="needs timm, which is for tests only")
+    import timm
     from safetensors.torch import save_file
 
     model = timm.create_model(name, pretrained=False).eval()
@@ -66,7 +66,8 @@ def test_timm(name, tmp_path):
 
 
 def test_timm_with_a_layer_of_its_own_is_told_apart(tmp_path):
-    timm = pytest.importorskip("timm", reason="needs timm, which is for tests only")
+    import timm
+
     model = timm.create_model("mobilenetv1_100h", pretrained=False)
     torch.save(model.state_dict(), tmp_path / "model.pth")
     with pytest.raises(ValueError, match=r"\A[^\n]+\Z"):
@@ -75,9 +76,8 @@ def test_timm_with_a_layer_of_its_own_is_told_apart(tmp_path):
 
 @pytest.mark.parametrize("width", [1.0, 0.75])
 def test_transformers(width, tmp_path):
-    transformers = pytest.importorskip(
-        "transformers", reason="needs transformers, which is for tests only"
-    )
+    import transformers
+
     config = transformers.MobileNetV1Config(depth_multiplier=width, num_labels=1001)
     model = transformers.MobileNetV1ForImageClassification(config).eval()
     shaken(model.state_dict())
@@ -98,7 +98,8 @@ def test_keras(alpha, form, tmp_path):
     with warnings.catch_warnings():
         # What Keras warns of when it is imported or writes HDF5 is its own affair.
         warnings.simplefilter("ignore")
-        keras = pytest.importorskip("keras", reason="needs Keras, which is for tests only")
+        import keras
+
         random = np.random.default_rng(2)
 
         def build(side):
@@ -137,7 +138,8 @@ def test_keras(alpha, form, tmp_path):
 def test_keras_without_a_classifier(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        keras = pytest.importorskip("keras", reason="needs Keras, which is for tests only")
+        import keras
+
         model = keras.applications.MobileNet(
             input_shape=(128, 128, 3), alpha=0.5, weights=None, include_top=False
         )

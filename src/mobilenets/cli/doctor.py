@@ -22,6 +22,13 @@ def doctor(
     run: Annotated[
         Path | None, typer.Option(help="A trained run whose features judge the labels.")
     ] = None,
+    noisy: Annotated[
+        bool,
+        typer.Option(
+            "--noisy",
+            help="Many labels are wrong, as in images from the web: what looks so in training is an error.",
+        ),
+    ] = False,
     fix: Annotated[
         bool, typer.Option("--fix", help="Move the files that errors name; delete nothing.")
     ] = False,
@@ -50,6 +57,7 @@ def doctor(
         data,
         network=trained.model if trained else None,
         preprocessing=trained.preprocessing if trained else None,
+        noisy=noisy,
     )
     if html is not None:
         from mobilenets.web.doctor import write_page

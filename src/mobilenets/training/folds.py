@@ -14,8 +14,9 @@ from mobilenets.training.run import Run
 def summary(runs: Sequence[Run]) -> dict[str, Any]:
     """Each fold's figure after its last epoch, their mean and spread, and where the mean lies with 95 %.
 
-    The best epoch would be chosen on the very images that the figure is of. The interval is Student's for so many folds. They share most of their training images,
-    so that it tells less than as many independent runs would (Bengio and Grandvalet 2004).
+    The best epoch would be chosen on the very images that the figure is of. The interval is Student's for so
+    many folds, which share most of their training images, so that it tells less than as many independent
+    runs would (Bengio and Grandvalet 2004).
     """
     from scipy.stats import t
 

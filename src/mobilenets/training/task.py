@@ -111,10 +111,12 @@ class Task(ABC):
         *,
         network: nn.Module | None = None,
         preprocessing: Preprocessing | None = None,
+        noisy: bool = False,
     ) -> Report:
         """What is wrong with a data set: its files, its labels, its balance.
 
-        A trained `network` with its `preprocessing` may help to judge the labels.
+        A trained `network` with its `preprocessing` may help to judge the labels, of which many may
+        be wrong in `noisy` data.
 
         Raises:
             ValueError: there is nothing to look at, in one sentence.

@@ -199,8 +199,13 @@ def _state(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     # A damaged or hostile pickle fails in many ways.
     except Exception as error:
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise ValueError(f"{path}: not a file of plain PyTorch weights ({reason})") from None
+        what = re.search(r"GLOBAL (\S+)", str(error))
+        reason = (
+            f"it holds {what[1]}, and of Python's objects only plain weights are read, since others can run code"
+            if what
+            else "damaged, cut short, or not a file that PyTorch wrote"
+        )
+        raise ValueError(f"{path}: {reason}") from None
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]

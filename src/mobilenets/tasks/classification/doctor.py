@@ -42,6 +42,7 @@ from mobilenets.data.sources import (
 )
 from mobilenets.tasks.classification.plausibility import (
     FEWEST_IN_CLASS,
+    FOLDS,
     MOST_WORK,
     Verdict,
     judge,
@@ -75,6 +76,7 @@ def check(
     *,
     network: nn.Module | None = None,
     preprocessing: Preprocessing | None = None,
+    noisy: bool = False,
 ) -> Report:
     """Look at every image and label of a data set.
 
@@ -82,6 +84,7 @@ def check(
         where: as `open_source` takes it.
         network, preprocessing: a trained model, whose features judge the labels; without one,
             simple features of the pixels do.
+        noisy: many labels are expected to be wrong: those of training images that look so are errors.
 
     Raises:
         ValueError: there are no images, or nothing that could be opened, in one sentence.
@@ -100,7 +103,7 @@ def check(
     examined = examine(layout.items)
     readable = [layout.items[row] for row in examined.rows_N]
     findings = [*layout.findings, *examined.findings, *_class_sizes(layout, readable)]
-    doubts, not_checked = _labels(layout, readable, examined, network, preprocessing)
+    doubts, not_checked = _labels(layout, readable, examined, network, preprocessing, noisy=noisy)
     counted = Counter((item.split, item.label) for item in readable)
     splits = sorted({item.split for item in layout.items}, key=SPLIT_ORDER.index)
     return Report(
@@ -345,16 +348,19 @@ def _labels(
     examined: Examined,
     network: nn.Module | None,
     preprocessing: Preprocessing | None,
+    *,
+    noisy: bool,
 ) -> tuple[list[Finding], list[str]]:
     """Findings about implausible labels, and what was not checked."""
     counted = Counter(item.label for item in readable)
-    labels = [label for label in layout.labels if counted[label] >= FEWEST_IN_CLASS]
+    fewest = FOLDS if noisy else FEWEST_IN_CLASS
+    labels = [label for label in layout.labels if counted[label] >= fewest]
     if len(labels) < 2:
-        return [], [f"labels: fewer than two classes have {FEWEST_IN_CLASS} images"]
+        return [], [f"labels: fewer than two classes have {fewest} images"]
     skipped = [
-        f"labels of {printable(label)}: it has {count_of(counted[label], 'image')}, and {FEWEST_IN_CLASS} are needed"
+        f"labels of {printable(label)}: it has {count_of(counted[label], 'image')}, and {fewest} are needed"
         for label in layout.labels
-        if 0 < counted[label] < FEWEST_IN_CLASS
+        if 0 < counted[label] < fewest
     ]
     index = {label: target for target, label in enumerate(labels)}
     rows = [row for row, item in enumerate(readable) if item.label in index]
@@ -368,23 +374,27 @@ def _labels(
         hint = ""
     if features_NF.size * len(labels) > MOST_WORK:
         return [], [f"labels: {len(asked):,} images of {len(labels):,} classes would take hours"]
-    verdict = judge(features_NF, targets_N)
+    verdict = judge(features_NF, targets_N, noisy=noisy)
     if not verdict.trusted:
         reason = (
             f"labels: a quick model on {what} is right on {100 * verdict.accuracy:.0f} % of "
             f"{verdict.images:,} images, too few to judge by (chance is {100 / len(labels):.0f} %)"
         )
         return [], [reason + hint, *skipped]
-    return list(_doubts(verdict, asked, labels)), skipped
+    wrong_in = layout.train if noisy else None
+    return list(_doubts(verdict, asked, labels, wrong_in)), skipped
 
 
-def _doubts(verdict: Verdict, asked: Sequence[Item], labels: Sequence[str]) -> Iterator[Finding]:
+def _doubts(
+    verdict: Verdict, asked: Sequence[Item], labels: Sequence[str], wrong_in: str | None
+) -> Iterator[Finding]:
+    """Warnings, and errors in one split."""
     for doubt in verdict.doubts:
         item = asked[doubt.row]
         yield about(
             item,
             "implausible-label",
-            "warning",
+            "error" if item.split == wrong_in else "warning",
             f"a quick model takes it for {printable(labels[doubt.other])} "
             f"({100 * doubt.other_probability:.0f} %, {printable(item.label)} "
             f"{100 * doubt.given_probability:.1f} %; it is right on {100 * verdict.accuracy:.0f} %)",

@@ -25,11 +25,15 @@ from mobilenets.data.transforms import fit, normalise
 
 FOLDS = 5
 FEWEST_IN_CLASS = 10
-# The quick model must close this share of the gap between chance and always right.
+# The quick model must close this share of the gap between chance and always right; less where many
+# of the labels that it is measured by are expected to be wrong.
 TRUSTED = 0.7
+TRUSTED_AMONG_NOISE = 0.25
 GIVEN_AT_MOST = 0.02
 OTHER_AT_LEAST = 0.8
+# scikit-learn's C; wrong labels are learnt less by heart at a tenth of it.
 PENALTY = 0.03
+PENALTY_AMONG_NOISE = 0.003
 # Three ways of cutting into fifths halve the false alarms; on many images one is steady enough.
 REPEATS_UP_TO = 5_000
 REPEATS = 3
@@ -111,11 +115,18 @@ def network_features(
     return np.concatenate(features)
 
 
-def judge(features_NF: NDArray[np.float32], targets_N: NDArray[np.int64]) -> Verdict:
+def judge(
+    features_NF: NDArray[np.float32], targets_N: NDArray[np.int64], *, noisy: bool = False
+) -> Verdict:
     """Ask the quick model about every label; each class needs at least five images.
 
     A label is in doubt where the model gives it at most 2 %, and another class at least 80 % and
     no less than it gives that class's own images on average (or 90 %).
+
+    Args:
+        noisy: many labels are expected to be wrong. One is in doubt where the likeliest of the
+            classes that get at least what the model gives their own images on average is
+            another (confident learning's rule).
 
     >>> random = np.random.default_rng(0)
     >>> targets = np.repeat([0, 1], 300)
@@ -125,26 +136,37 @@ def judge(features_NF: NDArray[np.float32], targets_N: NDArray[np.int64]) -> Ver
     >>> [(doubt.row, doubt.other) for doubt in verdict.doubts]
     [(3, 0)]
     """
+    penalty = PENALTY_AMONG_NOISE if noisy else PENALTY
+    needed = _needed(int(targets_N.max()) + 1, TRUSTED_AMONG_NOISE if noisy else TRUSTED)
     if len(targets_N) > 2 * PROBE:
         # Far too weak a model is told from a part of the images, in a tenth of the time.
         few = _stratified(targets_N, PROBE)
-        accuracy, trusted = _rate(_out_of_fold(features_NF[few], targets_N[few], 1), targets_N[few])
-        if not trusted and accuracy < _needed(int(targets_N.max()) + 1) - 0.1:
+        scores_NK = _out_of_fold(features_NF[few], targets_N[few], 1, penalty)
+        accuracy = _accuracy(scores_NK, targets_N[few])
+        if accuracy < needed - 0.1:
             return Verdict((), accuracy, False, len(few))
     repeats = REPEATS if len(targets_N) <= REPEATS_UP_TO else 1
-    scores_NK = _out_of_fold(features_NF, targets_N, repeats)
-    accuracy, trusted = _rate(scores_NK, targets_N)
-    if not trusted:
+    scores_NK = _out_of_fold(features_NF, targets_N, repeats, penalty)
+    accuracy = _accuracy(scores_NK, targets_N)
+    if accuracy < needed:
         return Verdict((), accuracy, False, len(targets_N))
     rows_N = np.arange(len(targets_N))
-    given_N, others_N = scores_NK[rows_N, targets_N], scores_NK.argmax(axis=1)
+    given_N = scores_NK[rows_N, targets_N]
     usual_K = np.array(
         [given_N[targets_N == target].mean() for target in range(scores_NK.shape[1])]
     )
-    needed_N = np.clip(usual_K, OTHER_AT_LEAST, 0.9)[others_N]
-    doubtful_N = (given_N <= GIVEN_AT_MOST) & (scores_NK[rows_N, others_N] >= needed_N)
+    if noisy:
+        likely_NK = np.where(scores_NK >= usual_K, scores_NK, 0)
+        others_N = likely_NK.argmax(axis=1)
+        doubtful_N = likely_NK.any(axis=1) & (others_N != targets_N)
+    else:
+        others_N = scores_NK.argmax(axis=1)
+        least_N = np.clip(usual_K, OTHER_AT_LEAST, 0.9)[others_N]
+        doubtful_N = (given_N <= GIVEN_AT_MOST) & (scores_NK[rows_N, others_N] >= least_N)
     doubts = [
-        Doubt(int(row), int(others_N[row]), float(given_N[row]), float(scores_NK[row].max()))
+        Doubt(
+            int(row), int(others_N[row]), float(given_N[row]), float(scores_NK[row, others_N[row]])
+        )
         for row in np.flatnonzero(doubtful_N)
     ]
     doubts.sort(key=lambda doubt: doubt.given_probability)
@@ -182,7 +204,7 @@ def _describe(levels_NSS3: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _out_of_fold(
-    features_NF: NDArray[np.float32], targets_N: NDArray[np.int64], repeats: int
+    features_NF: NDArray[np.float32], targets_N: NDArray[np.int64], repeats: int, penalty: float
 ) -> NDArray[np.float64]:
     """Probabilities (N, K) from models that did not see the image."""
     from sklearn.exceptions import ConvergenceWarning
@@ -204,23 +226,23 @@ def _out_of_fold(
             folds = StratifiedKFold(FOLDS, shuffle=True, random_state=repeat)
             for known, asked in folds.split(features_NF, targets_N):
                 scaler = StandardScaler().fit(features_NF[known])
-                model = LogisticRegression(C=PENALTY, class_weight="balanced", max_iter=200)
+                model = LogisticRegression(C=penalty, class_weight="balanced", max_iter=200)
                 model.fit(scaler.transform(features_NF[known]), targets_N[known])
                 scores_NK[asked] += model.predict_proba(scaler.transform(features_NF[asked]))
                 advance(1)
     return scores_NK / repeats
 
 
-def _rate(scores_NK: NDArray[np.float64], targets_N: NDArray[np.int64]) -> tuple[float, bool]:
+def _accuracy(scores_NK: NDArray[np.float64], targets_N: NDArray[np.int64]) -> float:
+    """The mean over classes."""
     right_N = scores_NK.argmax(axis=1) == targets_N
-    classes = scores_NK.shape[1]
-    accuracy = float(np.mean([right_N[targets_N == target].mean() for target in range(classes)]))
-    return accuracy, accuracy >= _needed(classes)
+    classes = range(scores_NK.shape[1])
+    return float(np.mean([right_N[targets_N == target].mean() for target in classes]))
 
 
-def _needed(classes: int) -> float:
+def _needed(classes: int, trusted: float) -> float:
     chance = 1 / classes
-    return chance + TRUSTED * (1 - chance)
+    return chance + trusted * (1 - chance)
 
 
 def _stratified(targets_N: NDArray[np.int64], count: int) -> NDArray[np.int64]:

@@ -131,8 +131,9 @@ class Classification(Task):
         *,
         network: nn.Module | None = None,
         preprocessing: Preprocessing | None = None,
+        noisy: bool = False,
     ) -> Report:
-        return check(where, network=network, preprocessing=preprocessing)
+        return check(where, network=network, preprocessing=preprocessing, noisy=noisy)
 
     def to_dict(self) -> dict[str, Any]:
         more = {} if self.outputs == len(self._labels) else {"outputs": self.outputs}
