@@ -12,6 +12,7 @@ from mobilenets.data.images import BadImageError
 from mobilenets.data.loaders import (
     MEMORY_LIMIT,
     SMALL_SIDE,
+    STILL,
     Batch,
     MemoryLoader,
     PhotoLoader,
@@ -22,7 +23,6 @@ from mobilenets.data.transforms import Distortion, fit, normalise
 
 SMALL = Preprocessing(8, 6, crop_fraction=1.0)
 MOVED = Distortion(mirror=True, shift=0.25, min_area=0.5)
-STILL = Distortion(mirror=False)
 
 
 def pixels(count, height=8, width=6):
@@ -148,6 +148,20 @@ def test_images_and_targets_stay_together(make):
     (whole,) = make(22, 22).batches()
     for batch in loader.batches(epoch=1):
         assert batch.images_NCHW.equal(whole.images_NCHW[batch.targets_N])
+
+
+def test_a_still_loader_has_the_order_and_the_images_themselves(make):
+    loader = make(22, 4, MOVED, seed=3)
+    (whole,) = make(22, 22).batches()
+    still = loader.still()
+    assert order(still) == order(loader)
+    for batch in still.batches():
+        assert batch.images_NCHW.equal(whole.images_NCHW[batch.targets_N])
+    # The one it came from goes on distorting.
+    assert not all(same(a, b) for a, b in zip(loader.batches(), still.batches(), strict=True))
+    # One of evaluation is still.
+    evaluated = make(21, 4)
+    assert order(evaluated.still()) == order(evaluated)
 
 
 @with_workers

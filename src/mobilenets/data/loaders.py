@@ -8,6 +8,7 @@ Shapes: N images, C channels, H height, W width.
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +38,8 @@ from mobilenets.data.transforms import (
 OnBadImage = Literal["stop", "skip"]
 SMALL_SIDE = 96
 MEMORY_LIMIT = 2**30
+# In the order of training, and nothing else of it.
+STILL = Distortion(mirror=False)
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,9 @@ class Loader(Protocol):
 
     def batches(self, epoch: int = 0, start: int = 0, shard: Shard = WHOLE) -> Iterator[Batch]:
         """The batches of an epoch, from batch `start` on; of each, the part of one process."""
+
+    def still(self) -> Loader:
+        """The same images in the same order, as evaluation sees them."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +209,11 @@ class MemoryLoader:
             images_NCHW, targets_N = mix(images_NCHW, targets_N, distortion, random)
             yield Batch(shard.of(images_NCHW), shard.of(targets_N), len(rows_N))
 
+    def still(self) -> MemoryLoader:
+        other = copy.copy(self)
+        other._distortion = self._distortion and STILL
+        return other
+
     def _network_input(self, pixels_NHWC: Tensor) -> Tensor:
         # A permuted view of NHWC is channels_last already: no copy is made for the layout.
         return normalise(pixels_NHWC.permute(0, 3, 1, 2), self._preprocessing)
@@ -263,6 +274,13 @@ class PhotoLoader:
                 images_NCHW, targets_N = mix(images_NCHW, targets_N, self._distortion, random)
             yield Batch(images_NCHW, targets_N, len(whole[position - start]))
 
+    def still(self) -> PhotoLoader:
+        other = copy.copy(self)
+        other._distortion = self._distortion and STILL
+        other._photos = copy.copy(self._photos)
+        other._photos.distortion = other._distortion
+        return other
+
     def _stack(self, images: list[Tensor | str]) -> Tensor | str:
         problem = next((image for image in images if isinstance(image, str)), None)
         if problem:
@@ -284,9 +302,9 @@ class _Photos(Dataset[Tensor | str]):
         distortion: Distortion | None,
         seed: int,
     ) -> None:
+        self.distortion = distortion
         self._split = split
         self._preprocessing = preprocessing
-        self._distortion = distortion
         self._seed = seed
 
     def __getitem__(self, asked: tuple[int, int]) -> Tensor | str:
@@ -295,13 +313,13 @@ class _Photos(Dataset[Tensor | str]):
             image_CHW = self._split.images.read(index, self._preprocessing.channel_count)
         except BadImageError as error:
             return str(error)
-        if self._distortion is None:
+        if self.distortion is None:
             return fit(image_CHW, self._preprocessing)
         mirrored = None
-        if self._distortion.alternate:
+        if self.distortion.alternate:
             mirrored = bool((mixed(self._seed, index) ^ epoch) & 1)
         with seeded(generator_of(self._seed, epoch, index)):
-            return distort_photo(image_CHW, self._distortion, self._preprocessing, mirrored)
+            return distort_photo(image_CHW, self.distortion, self._preprocessing, mirrored)
 
 
 def make_loader(

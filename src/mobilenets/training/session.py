@@ -82,7 +82,7 @@ class Session:
             self._thaw = Thaw(model, fine_tuning, alone=processes.count == 1)
             wanted = fine_tuning.probe and (new_head or not recipe.epochs)
             if weights is not None and wanted:
-                run.config["probe"] = run.task.fit_head(model, data, device)
+                run.config["probe"] = run.task.fit_head(model, data, recipe, device)
                 self.standing.epoch = 0
         rate_decay = 1.0 if fine_tuning is None else fine_tuning.rate_decay
         self.optimizer = build_optimizer(model, recipe.optimizer, rate_decay)

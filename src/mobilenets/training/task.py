@@ -142,7 +142,7 @@ class Task(ABC):
 
     @abstractmethod
     def fit_head(
-        self, model: nn.Module, data: TrainingData, device: torch.device
+        self, model: nn.Module, data: TrainingData, recipe: Recipe, device: torch.device
     ) -> dict[str, float]:
         """Fit the head to what the body gives for training images, before any step; and how it went."""
 

@@ -5,7 +5,6 @@ Shapes: N images, C features, K classes.
 
 from __future__ import annotations
 
-import math
 import warnings
 
 import numpy as np
@@ -17,8 +16,7 @@ from mobilenets.architecture.network import MobileNet
 from mobilenets.data.loaders import Loader
 from mobilenets.data.progress import progress
 
-# Few images are seen several times, distorted each time in another way; of many, a part is enough.
-_FEWEST_ROWS, _MOST_PASSES, _MOST_ROWS = 2000, 8, 20_000
+_MOST_ROWS = 20_000
 _STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
 _ITERATIONS = 200
 # How much less likely than the least likely other one a class is that has no images.
@@ -26,18 +24,21 @@ _NEVER = 5.0
 
 
 def fit_classifier(
-    network: MobileNet, train: Loader, val: Loader, device: torch.device
+    network: MobileNet, train: Loader, val: Loader, device: torch.device, *, mirror: bool
 ) -> dict[str, float]:
     """Fit a network's classifier to the features of training images, its body left as it is.
 
     Multinomial logistic regression on standardised features, of the strength that has the least loss on
-    the validation images (Kumar et al. 2022, arXiv 2202.10054, on why the classifier comes first).
+    the validation images (Kumar et al. 2022, arXiv 2202.10054, on why the classifier comes first). Images
+    are taken as evaluation sees them, since random crops teach it less (docs/log.md), up to about 20,000.
+
+    Args:
+        mirror: fit to their mirror images too.
 
     Returns `strength`, scikit-learn's C, `rows` that were fitted, and `val_loss`.
     """
-    passes = min(_MOST_PASSES, max(1, math.ceil(_FEWEST_ROWS / train.images)))
-    x_NC, y_N = _features(network, train, device, passes, _MOST_ROWS, "features to fit")
-    val_x_NC, val_y_N = _features(network, val, device, 1, val.images, "features to check")
+    x_NC, y_N = _features(network, train.still(), device, "features to fit", mirror=mirror)
+    val_x_NC, val_y_N = _features(network, val, device, "features to check")
     mean_C, std_C = x_NC.mean(0), x_NC.std(0).clip(1e-6)
     assert isinstance(network.classifier, nn.Linear)
     outputs = network.classifier.out_features
@@ -58,24 +59,26 @@ def fit_classifier(
 
 
 def _features(
-    network: MobileNet, loader: Loader, device: torch.device, passes: int, most: int, what: str
+    network: MobileNet, loader: Loader, device: torch.device, what: str, *, mirror: bool = False
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Pooled features (N, C) and classes (N,) of a few passes, up to about `most` rows."""
+    """Pooled features (N, C) and classes (N,) of up to about 20,000 images and mirror images."""
     features, classes, rows = [], [], 0
-    total = min(most, passes * loader.images)
+    ways = 2 if mirror else 1
     network.eval()
-    with torch.inference_mode(), progress(what, total) as advance:
-        for epoch in range(passes):
-            for batch in loader.batches(epoch):
-                batch = batch.to(device)
-                maps_NCHW = network.forward_features(batch.images_NCHW)
+    with (
+        torch.inference_mode(),
+        progress(what, min(_MOST_ROWS, ways * loader.images)) as advance,
+    ):
+        for batch in loader.batches():
+            batch = batch.to(device)
+            for images_NCHW in (batch.images_NCHW, batch.images_NCHW.flip(-1))[:ways]:
+                maps_NCHW = network.forward_features(images_NCHW)
                 features.append(network.pool(maps_NCHW).flatten(1).float().cpu().numpy())
-                targets = batch.targets_N
-                classes.append((targets.argmax(1) if targets.ndim == 2 else targets).cpu().numpy())
+                classes.append(batch.targets_N.cpu().numpy())
                 rows += len(batch)
                 advance(len(batch))
-                if rows >= most:
-                    return np.concatenate(features), np.concatenate(classes)
+            if rows >= _MOST_ROWS:
+                break
     return np.concatenate(features), np.concatenate(classes)
 
 

@@ -157,7 +157,7 @@ PROBE = Recipe(
     name="probe",
     epochs=0,
     batch_size=32,
-    augmentation=AugmentationChoice(mirror=True, min_area=0.5),
+    augmentation=AugmentationChoice(mirror=True),
     fine_tuning=FineTuningChoice(probe=True, thaw=None),
 )
 """From trained weights to new classes in seconds: the classifier fitted to the features of the body, which

@@ -152,10 +152,12 @@ class Classification(Task):
         return MobileNet(spec, self.outputs, dropout=dropout)
 
     def fit_head(
-        self, model: nn.Module, data: TrainingData, device: torch.device
+        self, model: nn.Module, data: TrainingData, recipe: Recipe, device: torch.device
     ) -> dict[str, float]:
         assert isinstance(model, MobileNet)
-        return fit_classifier(model, data.train, data.val, device)
+        assert self._source is not None
+        mirror = recipe.augmentation.mirror and self._source.mirror
+        return fit_classifier(model, data.train, data.val, device, mirror=mirror)
 
     def build_data(self, recipe: Recipe, *, on_bad_image: OnBadImage) -> TrainingData:
         source = self._source

@@ -1,0 +1,180 @@
+"""From what is wanted to a run that is ready to train: a new one, one fold of several, one gone on with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mobilenets.architecture import MobileNetSpec
+from mobilenets.architecture.preprocessing import Preprocessing
+from mobilenets.training.processes import Processes
+from mobilenets.training.recipe import Recipe, find_recipe
+from mobilenets.training.run import Run, check_free
+from mobilenets.training.session import check_recipe
+from mobilenets.training.task import Task, TrainingData
+from mobilenets.weights.files import activation_choice
+from mobilenets.weights.imported import ImportedWeights
+from mobilenets.weights.load import load_weights
+from mobilenets.weights.state import load_strictly
+
+DEFAULT_MODEL = "0.5-160"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """A training that was asked for; what is None follows from the rest.
+
+    Args:
+        data: as `open_source` takes it.
+        model: such as `0.5-160`.
+        output: the run folder.
+        recipe: a name or a YAML file.
+        changes: overrides of the recipe, such as `{"optimizer.lr": 0.05}`.
+        weights: to start from, as `load_weights` takes them.
+        activation: of the weights, where their file can't tell.
+    """
+
+    data: str
+    model: str | None = None
+    output: Path | None = None
+    recipe: str | None = None
+    changes: Mapping[str, object] = field(default_factory=dict)
+    weights: str | None = None
+    activation: str | None = None
+    overwrite: bool = False
+    on_bad_image: Literal["stop", "skip"] = "stop"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run with all that training it needs; `weights` are those to start from."""
+
+    run: Run
+    recipe: Recipe
+    data: TrainingData
+    weights: Mapping[str, Tensor] | None = None
+
+
+def begin(kind: type[Task], wanted: Wanted, processes: Processes, device: torch.device) -> Job:
+    """A new run and all that it needs; nothing is replaced before all is known to be there.
+
+    Raises:
+        ValueError: something does not fit or is not there, in one sentence.
+    """
+    # What costs nothing to refuse comes before a download.
+    named = find_recipe(wanted.recipe, kind.recipes()) if wanted.recipe else None
+    if wanted.output is not None and processes.first:
+        check_free(wanted.output, overwrite=wanted.overwrite)
+    start = None if wanted.weights is None else _start(wanted, wanted.weights)
+    spec = MobileNetSpec.parse(wanted.model or DEFAULT_MODEL) if start is None else start.spec
+    folder = wanted.output or Path("runs") / f"{Path(wanted.data).name}-{spec}"
+    if processes.first:
+        check_free(folder, overwrite=wanted.overwrite)
+    recipe = named or kind.default_recipe(spec, wanted.data, pretrained=start is not None)
+    recipe = recipe.override(wanted.changes)
+    if not recipe.epochs and start is None:
+        raise ValueError("epochs is 0: without --weights there is nothing that a classifier fits")
+    preprocessing = None if start is None else _resized(start.preprocessing, spec)
+    task = kind.from_data(wanted.data, spec, recipe, preprocessing)
+    data = task.build_data(recipe, on_bad_image=wanted.on_bad_image)
+    # All that can go wrong comes before an old run is replaced, which may be the one to start from.
+    check_recipe(task, spec, recipe, device)
+    weights = None if start is None else _state(start, task, str(wanted.weights))
+    run = Run.create(
+        folder,
+        task,
+        spec,
+        recipe,
+        data.record,
+        start=wanted.weights or "",
+        overwrite=wanted.overwrite,
+        write=processes.first,
+    )
+    return Job(run, recipe, data, weights)
+
+
+def go_on(
+    folder: Path, data: str | None, length: Mapping[str, object], processes: Processes
+) -> Job:
+    """A run with its own recipe and data, to go on with.
+
+    Args:
+        data: where the run's data is now, if it has moved.
+        length: `epochs` or `max_seconds` of the recipe, if they are new.
+
+    Raises:
+        ValueError: the folder holds no such run, or the data is gone or is another.
+    """
+    run = Run.load(folder)
+    recipe = run.recipe.override(length)
+    if "start" in run.config and not (folder / "state.pt").is_file():
+        raise ValueError(
+            f"{folder} stopped before its first save: begin again with --weights and --overwrite"
+        )
+    record = run.config["data"]
+    hint = f"; if it has moved: mobilenets train DATA --resume {folder}"
+    where = data or record["where"]
+    try:
+        task = type(run.task).from_data(where, run.spec, recipe, run.preprocessing)
+    except ValueError as error:
+        raise ValueError(f"{error}{hint if data is None else ''}") from None
+    found = task.build_data(recipe, on_bad_image=record["on_bad_image"])
+    same = ("fingerprint", "train_fingerprint", "held_out_fingerprint", "train_images")
+    if any(found.record.get(key) != record.get(key) for key in same):
+        raise ValueError(f"{where} is not the data that {folder} was trained on{hint}")
+    run.task = task
+    run.config["data"] = dict(found.record)
+    if length and processes.first:
+        run.save_recipe(recipe)
+    return Job(run, recipe, found)
+
+
+def is_begun(wanted: Wanted) -> bool:
+    """Whether the output folder holds this very training, so that it can be gone on with."""
+    assert wanted.output is not None
+    if wanted.overwrite or not (wanted.output / "state.pt").is_file():
+        return False
+    run = Run.load(wanted.output)
+    recipe = run.recipe
+    return recipe.override(wanted.changes) == recipe and run.config.get("start") == wanted.weights
+
+
+def _start(wanted: Wanted, reference: str) -> ImportedWeights:
+    """The weights to start from, at the resolution that is asked for.
+
+    A MobileNet takes any size of image: the weights of one resolution may start another.
+    """
+    asked = None if wanted.model is None else MobileNetSpec.parse(wanted.model)
+    start = load_weights(
+        reference,
+        activation=activation_choice(wanted.activation),
+        resolution=None if asked is None else asked.height,
+    )
+    if asked is None or asked == start.spec:
+        return start
+    spec = replace(start.spec, resolution=asked.resolution)
+    if str(spec) != str(asked):
+        raise ValueError(f"--weights {reference} is a {start.spec}, --model asks for {asked}")
+    return replace(start, spec=spec)
+
+
+def _resized(preprocessing: Preprocessing, spec: MobileNetSpec) -> Preprocessing:
+    return replace(preprocessing, height=spec.height, width=spec.across)
+
+
+def _state(start: ImportedWeights, task: Task, reference: str) -> Mapping[str, Tensor]:
+    """The weights to start from: the body's, and the classifier's too for the same classes."""
+    model = task.build_model(start.spec)
+    own = model.state_dict()
+    heads = {key: value for key, value in own.items() if not key.startswith("body.")}
+    body = {key: value for key, value in start.state.items() if key.startswith("body.")}
+    load_strictly(model, heads | body, reference)
+    same = start.labels == task.labels and all(
+        key in start.state and start.state[key].shape == value.shape for key, value in heads.items()
+    )
+    return start.state if same else body
