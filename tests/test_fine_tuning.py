@@ -133,8 +133,8 @@ def test_a_fitted_classifier_tells_the_classes_and_the_body_stays(classes, mirro
     network = trained_looking(classes)
     before = {key: value.clone() for key, value in network.state_dict().items()}
     loader = blobs(network, classes)
-    result = fit_classifier(network, loader, loader, CPU, mirror=mirror)
-    assert set(result) == {"strength", "rows", "val_loss"}
+    result = fit_classifier(network, loader, CPU, mirror=mirror)
+    assert set(result) == {"strength", "rows", "loss"}
     assert result["rows"] == (120 if mirror else 60)
     network.eval()
     right = sum(
@@ -150,7 +150,7 @@ def test_a_fitted_classifier_tells_the_classes_and_the_body_stays(classes, mirro
 def test_a_class_without_images_is_never_guessed():
     network = trained_looking(4)
     loader = blobs(network, 3)
-    fit_classifier(network, loader, loader, CPU, mirror=False)
+    fit_classifier(network, loader, CPU, mirror=False)
     network.eval()
     for batch in loader.batches():
         assert (network(batch.images_NCHW).argmax(1) != 3).all()

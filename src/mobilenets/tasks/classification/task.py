@@ -157,7 +157,7 @@ class Classification(Task):
         assert isinstance(model, MobileNet)
         assert self._source is not None
         mirror = recipe.augmentation.mirror and self._source.mirror
-        return fit_classifier(model, data.train, data.val, device, mirror=mirror)
+        return fit_classifier(model, data.train, device, mirror=mirror)
 
     def build_data(self, recipe: Recipe, *, on_bad_image: OnBadImage) -> TrainingData:
         source = self._source
