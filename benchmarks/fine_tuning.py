@@ -33,12 +33,12 @@ class Study:
 
 
 STUDIES = {
-    "hymenoptera-finetune": Study("hymenoptera", ""),
+    "hymenoptera-finetune": Study("hymenoptera", "--epochs 8"),
     "hymenoptera-probe": Study("hymenoptera", "--recipe probe"),
-    "hymenoptera-scratch": Study("hymenoptera", "--model 1.0-224 --max-time 3m", weights=False),
-    "pets37-finetune": Study("pets37", "--folds 5"),
+    "hymenoptera-scratch": Study("hymenoptera", "--model 1.0-224 --max-time 2m", weights=False),
+    "pets37-finetune": Study("pets37", "--folds 5 --epochs 5"),
     "pets37-probe": Study("pets37", "--folds 5 --recipe probe"),
-    "pets37-scratch": Study("pets37", "--folds 5 --model 1.0-224 --max-time 3m", weights=False),
+    "pets37-scratch": Study("pets37", "--folds 5 --model 1.0-224 --max-time 2m", weights=False),
 }
 
 
