@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from mobilenets.tasks.classification.metrics import interval
 from mobilenets.training.device import provenance
 from mobilenets.weights.download import name_of
 from mobilenets.weights.registry import find_weights
@@ -69,9 +70,12 @@ def main() -> None:
         found = mobilenets("train", data, *start, *study.options.split(), *there)
         found.pop("run")
         found.pop("runs", None)
+        if "top1" in found:
+            right = round(found["top1"] * found["images"])
+            found["top1_interval"] = list(interval(right, found["images"]))
         result = {
             "study": name,
-            "command": f"mobilenets train {study.data} {'--weights 1.0-224 ' * study.weights}{study.options}",
+            "command": f"mobilenets train {study.data} {'--weights coral/1.0-224 ' * study.weights}{study.options}",
             "seconds": round(time.monotonic() - began),
             **found,
             **provenance(torch.device("cpu")),

@@ -207,15 +207,17 @@ def compare_leaky(path: Path, images: list[Path]) -> dict[str, Any]:
     """The float model, which must be equal."""
     imported = import_weights([path])
     network, original = network_of(imported), Retinaface(path)
-    right = ours_right = 0
+    right = ours_right = agree = 0
     largest = 0.0
     for target, image in enumerate(images):
         pixels_CHW = fit(read_image(image, 3), imported.preprocessing)
         inputs = normalise(pixels_CHW[None], imported.preprocessing)
         with torch.inference_mode():
             theirs, ours = original.run(inputs), network(inputs)
-        right += int(theirs.argmax()) == target
-        ours_right += int(ours.argmax()) == target
+        guess, our_guess = int(theirs.argmax()), int(ours.argmax())
+        right += guess == target
+        ours_right += our_guess == target
+        agree += guess == our_guess
         largest = max(largest, float((theirs - ours).abs().max()))
     print(f"leaky: {right / len(images):.3f} and {ours_right / len(images):.3f}", flush=True)
     return {
@@ -223,6 +225,7 @@ def compare_leaky(path: Path, images: list[Path]) -> dict[str, Any]:
         "images": len(images),
         "top1_original": right / len(images),
         "top1_imported": ours_right / len(images),
+        "agree": agree / len(images),
         "largest_difference": largest,
         **cost_of_importing([path]),
     }

@@ -4,6 +4,7 @@ Shapes: N images, C channels, H height, W width.
 """
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -361,6 +362,12 @@ def test_folds_say_what_to_expect_and_go_on(colours, old, tmp_path, capsys):
     assert (whole / "folds.json").is_file()
     assert (whole / "fold-1" / "model.safetensors").stat().st_mtime_ns == before
     assert "on average" in capsys.readouterr().out
+    # Folds go on with the data that is given, which may have moved but must be the same.
+    shutil.copytree(colours / "new", tmp_path / "moved")
+    assert train(tmp_path / "moved", *command[1:], "--output", whole) == 0
+    capsys.readouterr()
+    assert train(colours / "old", *command[1:], "--output", whole) == 2
+    assert "is not the data that" in capsys.readouterr().err
     # Other folds do not mix with these.
     assert train(*command, "--output", whole, "--seed", 9) == 2
     assert "already holds a run" in capsys.readouterr().err

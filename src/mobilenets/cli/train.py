@@ -236,7 +236,7 @@ def _train_folds(
     for number, (fold, place, goes_on) in enumerate(zip(each, places, begun, strict=True), 1):
         note(f"fold {number} of {folds}")
         started = time.monotonic()
-        job = go_on(place, None, {}, mine) if goes_on else begin(kind, fold, mine, target)
+        job = go_on(place, wanted.data, {}, mine) if goes_on else begin(kind, fold, mine, target)
         over, interrupt = _train(job, mine, target, save_every, started, resumed=goes_on)
         if not over:
             note(f"stopped in fold {number}; the same command goes on")
