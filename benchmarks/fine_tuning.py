@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tarfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,10 @@ import torch
 
 from mobilenets.tasks.classification.metrics import interval
 from mobilenets.training.device import provenance
-from mobilenets.weights.download import name_of
-from mobilenets.weights.registry import find_weights
+from shared_data import imported, unpacked
 from verb import mobilenets
+
+WEIGHTS = "coral/1.0-224"
 
 
 @dataclass(frozen=True)
@@ -50,21 +50,14 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/fine-tuning"))
     parser.add_argument("--output", type=Path, default=Path("docs/results/fine_tuning"))
     options = parser.parse_args()
-    imported = options.runs / "weights"
-    if not imported.is_dir():
-        published = find_weights("coral/1.0-224").files
-        files = [options.shared / "weights" / name_of(file.address) for file in published]
-        mobilenets("weights", "import", *files, "--output", imported)
+    weights = imported(options.shared, WEIGHTS, options.runs / "weights")
     options.output.mkdir(parents=True, exist_ok=True)
     for name in options.only:
         study, file = STUDIES[name], options.output / f"{name}.json"
         if file.is_file():
             continue
-        data = options.runs / study.data
-        if not data.is_dir():
-            with tarfile.open(options.shared / "data" / f"{study.data}.tar") as archive:
-                archive.extractall(options.runs, filter="data")
-        start = ["--weights", imported] if study.weights else []
+        data = unpacked(options.shared, study.data, options.runs)
+        start = ["--weights", weights] if study.weights else []
         there = ["--output", options.runs / name, "--overwrite", "--seed", 0, "--device", "cpu"]
         began = time.monotonic()
         found = mobilenets("train", data, *start, *study.options.split(), *there)
@@ -75,7 +68,7 @@ def main() -> None:
             found["top1_interval"] = list(interval(right, found["images"]))
         result = {
             "study": name,
-            "command": f"mobilenets train {study.data} {'--weights coral/1.0-224 ' * study.weights}{study.options}",
+            "command": f"mobilenets train {study.data} {f'--weights {WEIGHTS} ' * study.weights}{study.options}",
             "seconds": round(time.monotonic() - began),
             **found,
             **provenance(torch.device("cpu")),

@@ -21,7 +21,6 @@ import argparse
 import json
 import shutil
 import statistics
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +29,7 @@ from PIL import Image
 from sklearn.model_selection import StratifiedKFold
 
 from mobilenets.training.device import provenance
-from mobilenets.weights.download import name_of
-from mobilenets.weights.registry import find_weights
+from shared_data import imported, unpacked
 from verb import mobilenets
 
 FOLDS = 5
@@ -136,15 +134,8 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/noise"))
     parser.add_argument("--output", type=Path, default=Path("docs/results/noise.json"))
     options = parser.parse_args()
-    weights = options.runs / "weights"
-    if not weights.is_dir():
-        published = find_weights(options.weights).files
-        files = [options.shared / "weights" / name_of(file.address) for file in published]
-        mobilenets("weights", "import", *files, "--output", weights)
-    if not (options.runs / "pets37").is_dir():
-        with tarfile.open(options.shared / "data" / "pets37.tar") as archive:
-            archive.extractall(options.runs, filter="data")
-    photos = sorted((options.runs / "pets37").glob("*/*/*.jpg"))
+    weights = imported(options.shared, options.weights, options.runs / "weights")
+    photos = sorted(unpacked(options.shared, "pets37", options.runs).glob("*/*/*.jpg"))
     classes = [photo.parent.name for photo in photos]
     folds = list(StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(photos, classes))
     trials = []

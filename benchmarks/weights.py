@@ -3,8 +3,7 @@
     python benchmarks/weights.py --shared SHARED [--output docs/results/weights.json] [--limit 1000]
 
 SHARED holds `weights/*.tflite`, the leaky model of Pytorch_Retinaface and `data/imagenet_samples.tar`, one image
-of each ImageNet class (probably training images: a check of the conversion, no accuracy to quote). Needs
-`pip install ai-edge-litert`.
+of each ImageNet class (probably training images: a check of the conversion, no accuracy to quote).
 
 For each model: top-1 of the original and of ours, how often they agree, the correlation of what goes into
 the softmax, that of every layer's output on the first images, and what importing takes.
@@ -19,6 +18,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,10 +31,10 @@ from mobilenets.architecture.network import MobileNet
 from mobilenets.data.images import read_image
 from mobilenets.data.transforms import fit, normalise
 from mobilenets.training.device import provenance
-from mobilenets.weights.download import name_of
 from mobilenets.weights.files import import_weights
 from mobilenets.weights.imported import ImportedWeights
 from mobilenets.weights.registry import PUBLISHED_WEIGHTS
+from shared_data import files_of
 
 LEAKY = "mobilenetv1_0.25_leaky_imagenet.pth.tar"
 LAYERS_ON = 20
@@ -118,6 +118,30 @@ class Retinaface:
         return nn.functional.linear(x.mean((2, 3)), state["fc.weight"], state["fc.bias"])
 
 
+@dataclass
+class Tally:
+    """How often the original and ours are right, and how often they agree."""
+
+    images: int = 0
+    right: int = 0
+    ours_right: int = 0
+    agree: int = 0
+
+    def add(self, guess: int, ours: int, target: int) -> None:
+        self.images += 1
+        self.right += guess == target
+        self.ours_right += ours == target
+        self.agree += guess == ours
+
+    def shares(self) -> dict[str, float]:
+        return {
+            "images": self.images,
+            "top1_original": self.right / self.images,
+            "top1_imported": self.ours_right / self.images,
+            "agree": self.agree / self.images,
+        }
+
+
 def network_of(imported: ImportedWeights) -> MobileNet:
     network = MobileNet(imported.spec, imported.classes).eval()
     network.load_state_dict(imported.state)
@@ -168,7 +192,7 @@ def compare(name: str, paths: list[Path], images: list[Path]) -> dict[str, Any]:
     imported = import_weights(paths)
     whole = network_of(import_weights(paths, keep_background=True))
     original = Original(paths)
-    right = ours_right = agree = 0
+    tally = Tally()
     correlations: list[float] = []
     by_layer: list[list[float]] = []
     started = time.monotonic()
@@ -180,21 +204,14 @@ def compare(name: str, paths: list[Path], images: list[Path]) -> dict[str, Any]:
             ours = whole(inputs)[0].numpy()
         correlations.append(correlation(theirs, ours))
         # Without the background, as it is imported.
-        guess, our_guess = int(theirs[1:].argmax()), int(ours[1:].argmax())
-        right += guess == target
-        ours_right += our_guess == target
-        agree += guess == our_guess
+        tally.add(int(theirs[1:].argmax()), int(ours[1:].argmax()), target)
         if target < LAYERS_ON:
             pairs = zip(maps, layers_of(whole, inputs), strict=True)
             by_layer.append([correlation(a, b) for a, b in pairs])
-    count = len(images)
-    print(f"{name}: {right / count:.3f} and {ours_right / count:.3f}", flush=True)
+    print(name, tally, flush=True)
     return {
         "files": [path.name for path in paths],
-        "images": count,
-        "top1_original": right / count,
-        "top1_imported": ours_right / count,
-        "agree": agree / count,
+        **tally.shares(),
         "logits_correlation_mean": float(np.mean(correlations)),
         "logits_correlation_least": float(np.min(correlations)),
         "layers_correlation": [round(value, 5) for value in np.mean(by_layer, axis=0).tolist()],
@@ -207,25 +224,19 @@ def compare_leaky(path: Path, images: list[Path]) -> dict[str, Any]:
     """The float model, which must be equal."""
     imported = import_weights([path])
     network, original = network_of(imported), Retinaface(path)
-    right = ours_right = agree = 0
+    tally = Tally()
     largest = 0.0
     for target, image in enumerate(images):
         pixels_CHW = fit(read_image(image, 3), imported.preprocessing)
         inputs = normalise(pixels_CHW[None], imported.preprocessing)
         with torch.inference_mode():
             theirs, ours = original.run(inputs), network(inputs)
-        guess, our_guess = int(theirs.argmax()), int(ours.argmax())
-        right += guess == target
-        ours_right += our_guess == target
-        agree += guess == our_guess
+        tally.add(int(theirs.argmax()), int(ours.argmax()), target)
         largest = max(largest, float((theirs - ours).abs().max()))
-    print(f"leaky: {right / len(images):.3f} and {ours_right / len(images):.3f}", flush=True)
+    print("leaky", tally, flush=True)
     return {
         "files": [path.name],
-        "images": len(images),
-        "top1_original": right / len(images),
-        "top1_imported": ours_right / len(images),
-        "agree": agree / len(images),
+        **tally.shares(),
         "largest_difference": largest,
         **cost_of_importing([path]),
     }
@@ -237,20 +248,17 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("docs/results/weights.json"))
     parser.add_argument("--limit", type=int, default=1000)
     options = parser.parse_args()
-    weights = options.shared / "weights"
     with tempfile.TemporaryDirectory() as place:
         with tarfile.open(options.shared / "data" / "imagenet_samples.tar") as archive:
             archive.extractall(place, filter="data")
         # The names begin with the WordNet numbers, whose order is that of the classes.
         images = sorted(Path(place).rglob("n*_*.jp*g"))[: options.limit]
         results: dict[str, Any] = {
-            entry.name: compare(
-                entry.name, [weights / name_of(file.address) for file in entry.files], images
-            )
+            entry.name: compare(entry.name, files_of(options.shared, entry.name), images)
             for entry in PUBLISHED_WEIGHTS
             if entry.source == "coral"
         }
-        results["leaky 0.25-224"] = compare_leaky(weights / LEAKY, images)
+        results["leaky 0.25-224"] = compare_leaky(options.shared / "weights" / LEAKY, images)
     content = {
         "command": "python benchmarks/weights.py --shared SHARED",
         "models": results,

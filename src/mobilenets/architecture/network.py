@@ -74,9 +74,13 @@ class MobileNet(nn.Module):
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """Logits (N, K), or pooled features (N, C) without a classifier."""
-        features_NC = self.pool(self.forward_features(images_NCHW)).flatten(1)
-        logits_NK: Tensor = self.classifier(self.dropout(features_NC))
+        logits_NK: Tensor = self.classifier(self.dropout(self.pooled_features(images_NCHW)))
         return logits_NK
+
+    def pooled_features(self, images_NCHW: Tensor) -> Tensor:
+        """What the classifier sees: (N, C)."""
+        features_NC: Tensor = self.pool(self.forward_features(images_NCHW)).flatten(1)
+        return features_NC
 
     def forward_features(self, images_NCHW: Tensor) -> Tensor:
         """The last feature map: (N, 1024, 7, 7) at width 1 and 224 pixels."""

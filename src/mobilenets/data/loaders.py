@@ -239,7 +239,6 @@ class PhotoLoader:
         self._photos = _Photos(split, preprocessing, distortion, seed)
         self._targets_N = torch.from_numpy(split.targets)
         self._preprocessing = preprocessing
-        self._distortion = distortion
         shuffled = distortion is not None
         self._order = _Order(len(split), batch_size, seed, shuffled, drop_last)
         self._workers = _default_workers() if workers is None else workers
@@ -269,16 +268,17 @@ class PhotoLoader:
                 raise BadImageError(pixels_NCHW)
             images_NCHW = normalise(pixels_NCHW, self._preprocessing)
             targets_N = self._targets_N[rows_N]
-            if self._distortion is not None:
+            if self._photos.distortion is not None:
                 random = generator_of(self._order.seed, epoch, position)
-                images_NCHW, targets_N = mix(images_NCHW, targets_N, self._distortion, random)
+                images_NCHW, targets_N = mix(
+                    images_NCHW, targets_N, self._photos.distortion, random
+                )
             yield Batch(images_NCHW, targets_N, len(whole[position - start]))
 
     def still(self) -> PhotoLoader:
         other = copy.copy(self)
-        other._distortion = self._distortion and STILL
         other._photos = copy.copy(self._photos)
-        other._photos.distortion = other._distortion
+        other._photos.distortion = self._photos.distortion and STILL
         return other
 
     def _stack(self, images: list[Tensor | str]) -> Tensor | str:

@@ -20,7 +20,7 @@ from mobilenets.training.task import Task, TrainingData
 from mobilenets.weights.files import activation_choice
 from mobilenets.weights.imported import ImportedWeights
 from mobilenets.weights.load import load_weights
-from mobilenets.weights.state import load_strictly
+from mobilenets.weights.state import load_strictly, split_head
 
 DEFAULT_MODEL = "0.5-160"
 
@@ -170,11 +170,10 @@ def _resized(preprocessing: Preprocessing, spec: MobileNetSpec) -> Preprocessing
 def _state(start: ImportedWeights, task: Task, reference: str) -> Mapping[str, Tensor]:
     """The weights to start from: the body's, and the classifier's too for the same classes."""
     model = task.build_model(start.spec)
-    own = model.state_dict()
-    heads = {key: value for key, value in own.items() if not key.startswith("body.")}
-    body = {key: value for key, value in start.state.items() if key.startswith("body.")}
-    load_strictly(model, heads | body, reference)
+    _, head = split_head(model.state_dict())
+    body, _ = split_head(start.state)
+    load_strictly(model, head | body, reference)
     same = start.labels == task.labels and all(
-        key in start.state and start.state[key].shape == value.shape for key, value in heads.items()
+        key in start.state and start.state[key].shape == value.shape for key, value in head.items()
     )
     return start.state if same else body

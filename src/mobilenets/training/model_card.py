@@ -59,7 +59,12 @@ def _validation(run: Run, recipe: Recipe) -> str:
     figures = "\n".join(
         f"| {name} | {value:.4f} |" for name, value in metrics.items() if isinstance(value, float)
     )
-    chosen = f"The best of {recipe.epochs} epochs" if recipe.epochs else "The classifier's strength"
+    chosen = (
+        f"The best of {recipe.epochs} epochs was chosen on these images; use `mobilenets evaluate` on others\n"
+        "for a figure to quote."
+        if recipe.epochs
+        else "The classifier was fitted without these images, and nothing was chosen on them."
+    )
     start = f" It started from `{run.config['start']}`." if "start" in run.config else ""
     return f"""## Validation, epoch {metrics["epoch"]}, {metrics["images"]} images of `{run.config["data"]["where"]}`
 
@@ -67,8 +72,7 @@ def _validation(run: Run, recipe: Recipe) -> str:
 |---|---|
 {figures}
 
-{chosen} was chosen on these images; use `mobilenets evaluate` on others
-for a figure to quote. Recipe `{recipe.name}`, seed {recipe.seed} (`recipe.yaml`).{start}
+{chosen} Recipe `{recipe.name}`, seed {recipe.seed} (`recipe.yaml`).{start}
 """
 
 

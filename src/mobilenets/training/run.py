@@ -8,7 +8,6 @@ model card.
 
 from __future__ import annotations
 
-import json
 import platform
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -64,11 +63,11 @@ class Run:
         if not path.is_file():
             raise ValueError(f"{folder} is not a run: it has no config.json")
         try:
-            config = json.loads(path.read_text())
+            config = read_json(path)
             kind, values = find_task(config["task"]), config[config["task"]]
             task = kind.from_dict(values, Preprocessing.from_dict(config["preprocessing"]))
             spec = MobileNetSpec.from_dict(config["spec"])
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise ValueError(f"{path} is damaged: {reason}") from None
         return cls(folder, config, task, spec)

@@ -11,7 +11,7 @@ from torch import Tensor
 from mobilenets.architecture.network import PAPER_DROPOUT, MobileNet
 from mobilenets.architecture.spec import MobileNetSpec
 from mobilenets.weights.load import load_weights
-from mobilenets.weights.state import STEM, load_strictly, read_safetensors
+from mobilenets.weights.state import STEM, load_strictly, read_safetensors, split_head
 
 
 def create_model(
@@ -52,9 +52,9 @@ def create_model(
     network = MobileNet(spec, num_classes, dropout=dropout)
     if state is not None:
         if new_classifier:
-            own = network.state_dict()
-            body = {key: value for key, value in state.items() if key.startswith("body.")}
-            state = body | {key: own[key] for key in own if not key.startswith("body.")}
+            body, _ = split_head(state)
+            _, head = split_head(network.state_dict())
+            state = body | head
         load_strictly(network, state, str(weights))
     return network
 

@@ -29,6 +29,12 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     return state
 
 
+def split_head(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The weights of the body, which any task shares, and those of the head."""
+    body = {key: value for key, value in state.items() if key.startswith("body.")}
+    return body, {key: value for key, value in state.items() if key not in body}
+
+
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
     """Copy `state` into `model`, only when every key and every shape agrees.
 

@@ -107,10 +107,8 @@ def network_features(
                 [fit(item.read(preprocessing.channel_count), preprocessing) for item in batch]
             )
             inputs_NCHW = normalise(pixels_NCHW, preprocessing)
-            maps_NCHW = network.forward_features(
-                inputs_NCHW.contiguous(memory_format=torch.channels_last)
-            )
-            features.append(network.pool(maps_NCHW).flatten(1).numpy())
+            inputs_NCHW = inputs_NCHW.contiguous(memory_format=torch.channels_last)
+            features.append(network.pooled_features(inputs_NCHW).numpy())
             advance(len(batch))
     return np.concatenate(features)
 

@@ -77,8 +77,7 @@ def _features(
             batch = batch.to(device)
             ways = (batch.images_NCHW, batch.images_NCHW.flip(-1))
             for found, images_NCHW in zip(features, ways, strict=False):
-                maps_NCHW = network.forward_features(images_NCHW)
-                found.append(network.pool(maps_NCHW).flatten(1).float().cpu().numpy())
+                found.append(network.pooled_features(images_NCHW).float().cpu().numpy())
             classes.append(batch.targets_N.cpu().numpy())
             images += len(batch)
             advance(len(batch))
