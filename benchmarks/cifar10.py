@@ -4,14 +4,14 @@
 
 CIFAR10 is a folder of Parquet files in the Hub's layout. Each training holds a tenth of the training
 images out (`long` a twenty-fifth), and every choice, the epoch included, is made on them. The test part is looked at
-when a run of `long`, `short` or `race` is over; `ablation` never sees it. Each run leaves one JSON
+when a run of `long`, `short`, `race` or `gpu` is over; `ablation` never sees it. Each run leaves one JSON
 file: command, recipe, seed, figures, curve, machine, versions, date. What has its file is not run again, and a
 run that was broken off goes on, as long as its folder under --runs is there.
 `python benchmarks/results_page.py` makes the page and its pictures from them.
 
 Studies: `long`, one run of width 1.0 in at most 100 minutes, exported to ONNX and evaluated there too;
 `short`, three seeds in 25 minutes each; `race`, the article's own recipe for an hour against `cifar`, on
-the same cores; `ablation`, runs of 5 minutes that differ in one trick.
+the same cores; `ablation`, runs of 5 minutes that differ in one trick; `gpu`, one run of width 1.0 and s8.
 """
 
 from __future__ import annotations
@@ -41,12 +41,18 @@ class Training:
     seeds: tuple[int, ...] = (0,)
     test: bool = True
     export: bool = False
+    device: str = "cpu"
 
 
 LONG = (
     "--model 1.0-32-s16 --recipe cifar --max-time 98m --set precision=bf16 --set batch_size=128 "
     "--set optimizer.norm_bias_lr=4 --set whiten=false "
     "--set schedule.warmup=0.1 --set growth.until=0.5 --set held_out=0.04"
+)
+GPU = (
+    "--model 1.0-32-s8 --recipe cifar --max-time 7m --set precision=bf16 --set compile=true "
+    "--set batch_size=256 --set optimizer.lr=0.2 --set optimizer.norm_bias_lr=1 --set schedule.warmup=0.1 "
+    "--set growth=null --set whiten=false --set augmentation.cutout=0.375 --set held_out=0.04"
 )
 SHORT = "--model 1.0-32-s16 --recipe cifar --max-time 25m --set precision=bf16"
 FIVE_MINUTES = "--model 0.5-32-s16 --recipe cifar --max-time 5m --set precision=bf16"
@@ -76,6 +82,7 @@ STUDIES: dict[str, dict[str, Training]] = {
         name: Training(FIVE_MINUTES, seeds=(0, 1), changed=changed, test=False)
         for name, changed in TRICKS.items()
     },
+    "gpu": {"gpu": Training(GPU, device="cuda")},
 }
 
 
@@ -85,9 +92,9 @@ def run_of(training: Training, seed: int, data: Path, folder: Path) -> dict:
     for change in training.changed.split():
         options += ["--set", change]
     if (folder / "state.pt").is_file():
-        best = mobilenets("train", "--resume", folder, "--device", "cpu")
+        best = mobilenets("train", "--resume", folder, "--device", training.device)
     else:
-        there = ["--output", folder, "--overwrite", "--device", "cpu"]
+        there = ["--output", folder, "--overwrite", "--device", training.device]
         best = mobilenets("train", data, *options, *there)
     rows = read_curves(folder)
     run = Run.load(folder)
@@ -103,7 +110,7 @@ def run_of(training: Training, seed: int, data: Path, folder: Path) -> dict:
         "best_epoch": best["epoch"],
         "val_top1": best["top1"],
         "curve": curve_of(rows, CURVE),
-        **provenance(torch.device("cpu")),
+        **provenance(torch.device(training.device)),
     }
     if "val_raw/top1" in rows[-1]:
         result["last_val_top1"] = {

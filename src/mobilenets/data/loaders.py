@@ -122,6 +122,9 @@ class Loader(Protocol):
     def still(self) -> Loader:
         """The same images in the same order, as evaluation sees them."""
 
+    def to(self, device: torch.device) -> None:
+        """Make batches on a device from now on, the same ones."""
+
 
 @dataclass(frozen=True)
 class _Order:
@@ -214,6 +217,10 @@ class MemoryLoader:
         other._distortion = self._distortion and STILL
         return other
 
+    def to(self, device: torch.device) -> None:
+        self._pixels_NHWC = self._pixels_NHWC.to(device)
+        self._targets_N = self._targets_N.to(device)
+
     def _network_input(self, pixels_NHWC: Tensor) -> Tensor:
         # A permuted view of NHWC is channels_last already: no copy is made for the layout.
         return normalise(pixels_NHWC.permute(0, 3, 1, 2), self._preprocessing)
@@ -242,6 +249,7 @@ class PhotoLoader:
         shuffled = distortion is not None
         self._order = _Order(len(split), batch_size, seed, shuffled, drop_last)
         self._workers = _default_workers() if workers is None else workers
+        self._device = torch.device("cpu")
 
     @property
     def images(self) -> int:
@@ -260,14 +268,16 @@ class PhotoLoader:
             num_workers=min(self._workers, len(asked)),
             collate_fn=self._stack,
             prefetch_factor=2 if self._workers and asked else None,
+            pin_memory=self._device.type == "cuda",
             # It draws a seed for its workers: not from the generator that dropout draws from.
             generator=torch.Generator(),
         )
         for position, (pixels_NCHW, rows_N) in enumerate(zip(loader, rows, strict=True), start):
             if isinstance(pixels_NCHW, str):
                 raise BadImageError(pixels_NCHW)
+            pixels_NCHW = pixels_NCHW.to(self._device, non_blocking=True)
             images_NCHW = normalise(pixels_NCHW, self._preprocessing)
-            targets_N = self._targets_N[rows_N]
+            targets_N = self._targets_N[rows_N].to(self._device)
             if self._photos.distortion is not None:
                 random = generator_of(self._order.seed, epoch, position)
                 images_NCHW, targets_N = mix(
@@ -280,6 +290,9 @@ class PhotoLoader:
         other._photos = copy.copy(self._photos)
         other._photos.distortion = self._photos.distortion and STILL
         return other
+
+    def to(self, device: torch.device) -> None:
+        self._device = device
 
     def _stack(self, images: list[Tensor | str]) -> Tensor | str:
         problem = next((image for image in images if isinstance(image, str)), None)

@@ -90,6 +90,8 @@ def distort_batch(
 ) -> Tensor:
     """Pick rows of images in memory, shifted and mirrored in one gather: uint8 (N, H, W, C).
 
+    What is drawn is drawn on the CPU, so that images on a GPU are distorted as they would be there.
+
     Args:
         mirrored_N: which of the rows to mirror; drawn when not given.
 
@@ -98,14 +100,15 @@ def distort_batch(
     >>> distort_batch(images, torch.tensor([0]), still, torch.Generator()).equal(images)
     True
     """
-    count, (height, width) = len(rows_N), images_NHWC.shape[1:3]
-    ys_NH = _shifted(count, height, distortion.shift, generator)
-    xs_NW = _shifted(count, width, distortion.shift, generator)
+    count, (height, width), device = len(rows_N), images_NHWC.shape[1:3], images_NHWC.device
+    ys_NH = _shifted(count, height, distortion.shift, generator, device)
+    xs_NW = _shifted(count, width, distortion.shift, generator, device)
     if distortion.mirror:
         if mirrored_N is None:
             mirrored_N = torch.rand(count, generator=generator) < 0.5
-        xs_NW = torch.where(mirrored_N[:, None], xs_NW.flip(1), xs_NW)
-    pixels_NHWC = images_NHWC[rows_N[:, None, None], ys_NH[:, :, None], xs_NW[:, None, :]]
+        xs_NW = torch.where(mirrored_N.to(device)[:, None], xs_NW.flip(1), xs_NW)
+    rows_N11 = rows_N.to(device)[:, None, None]
+    pixels_NHWC = images_NHWC[rows_N11, ys_NH[:, :, None], xs_NW[:, None, :]]
     if distortion.colour or distortion.randaugment is not None:
         with seeded(generator):
             recoloured = [
@@ -113,8 +116,8 @@ def distort_batch(
             ]
         pixels_NHWC = torch.stack(recoloured).permute(0, 2, 3, 1).contiguous()
     if distortion.cutout:
-        inside_NH = _interval(count, height, distortion.cutout, generator)
-        inside_NW = _interval(count, width, distortion.cutout, generator)
+        inside_NH = _interval(count, height, distortion.cutout, generator, device)
+        inside_NW = _interval(count, width, distortion.cutout, generator, device)
         pixels_NHWC[inside_NH[:, :, None] & inside_NW[:, None, :]] = GREY
     return pixels_NHWC
 
@@ -223,20 +226,26 @@ def _recolour(image_CHW: Tensor, distortion: Distortion) -> Tensor:
 
 
 def _interval(
-    count: int, side: int, share: float, generator: torch.Generator | None = None
+    count: int,
+    side: int,
+    share: float,
+    generator: torch.Generator | None = None,
+    device: torch.device | None = None,
 ) -> Tensor:
     """Booleans (N, side), true for a stretch around a random middle, cut off at the edges."""
     length = max(1, round(side * share))
-    starts_N1 = torch.randint(side, (count, 1), generator=generator) - length // 2
-    positions = torch.arange(side)[None]
+    starts_N1 = torch.randint(side, (count, 1), generator=generator).to(device) - length // 2
+    positions = torch.arange(side, device=device)[None]
     return (positions >= starts_N1) & (positions < starts_N1 + length)
 
 
-def _shifted(count: int, side: int, share: float, generator: torch.Generator) -> Tensor:
+def _shifted(
+    count: int, side: int, share: float, generator: torch.Generator, device: torch.device
+) -> Tensor:
     """Indices (N, side), moved by at most `share` of the side, reflected at the edges."""
     most = min(round(side * share), side - 1)
-    shifts_N1 = torch.randint(-most, most + 1, (count, 1), generator=generator)
-    positions = torch.arange(side) + shifts_N1
+    shifts_N1 = torch.randint(-most, most + 1, (count, 1), generator=generator).to(device)
+    positions = torch.arange(side, device=device) + shifts_N1
     return (side - 1) - ((side - 1) - positions.abs()).abs()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,19 +15,18 @@ def average_of(model: nn.Module, decay: float) -> AveragedModel:
     After n updates the decay is `min(decay, (1 + n) / (10 + n))`, as TensorFlow's
     `ExponentialMovingAverage` ramps it up, so that a short run is not an average with its start.
     """
-    return AveragedModel(model, multi_avg_fn=_ramped(decay), use_buffers=True)
 
-
-def _ramped(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:
     @torch.no_grad()
-    def update(averages: Sequence[Tensor], values: Sequence[Tensor], updates: Tensor | int) -> None:
-        n = int(updates)
+    def update(averages: Sequence[Tensor], values: Sequence[Tensor], _: Tensor | int) -> None:
+        # The count that comes along is on the model's device, and a GPU would be waited for.
+        n = int(average.n_averaged)
         weight = 1 - min(decay, (1 + n) / (10 + n))
         if averages[0].is_floating_point():
             torch._foreach_lerp_(list(averages), list(values), weight)
         else:
             # Counters, such as batch norm's number of batches.
-            for average, value in zip(averages, values, strict=True):
-                average.copy_(value)
+            for kept, value in zip(averages, values, strict=True):
+                kept.copy_(value)
 
-    return update
+    average = AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+    return average

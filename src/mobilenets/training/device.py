@@ -66,20 +66,19 @@ def provenance(device: torch.device) -> dict[str, Any]:
 def determinism(wanted: bool) -> Iterator[None]:
     """Only operators that give the same bits each time; torch names the ones that can't.
 
-    A CPU does so anyway, given the same number of threads.
+    A CPU does so anyway, given the same number of threads. Where it is not wanted, a GPU tries out which
+    algorithms are fastest for the shapes that come.
     """
-    if not wanted:
-        yield
-        return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    before = torch.are_deterministic_algorithms_enabled()
+    deterministic = torch.are_deterministic_algorithms_enabled()
     benchmark = torch.backends.cudnn.benchmark
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not wanted
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(deterministic)
         torch.backends.cudnn.benchmark = benchmark
 
 

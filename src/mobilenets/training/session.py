@@ -84,6 +84,9 @@ class Session:
             if weights is not None and wanted:
                 run.config["probe"] = run.task.fit_head(model, data, recipe, device)
                 self.standing.epoch = 0
+        if device.type == "cuda":
+            data.train.to(device)
+            data.val.to(device)
         rate_decay = 1.0 if fine_tuning is None else fine_tuning.rate_decay
         self.optimizer = build_optimizer(model, recipe.optimizer, rate_decay)
         self.average = None if recipe.ema_decay is None else average_of(model, recipe.ema_decay)
@@ -285,7 +288,7 @@ class Session:
 
 
 def _first_images(loader: Loader, count: int) -> Tensor:
-    return next(iter(loader.batches())).images_NCHW[:count].clone()
+    return next(iter(loader.batches())).images_NCHW[:count].cpu().clone()
 
 
 def check_recipe(task: Task, spec: MobileNetSpec, recipe: Recipe, device: torch.device) -> None:
