@@ -50,7 +50,7 @@ LONG = (
     "--set schedule.warmup=0.1 --set growth.until=0.5 --set held_out=0.04"
 )
 GPU = (
-    "--model 1.0-32-s8 --recipe cifar --max-time 7m --set precision=bf16 --set compile=true "
+    "--model 1.0-32-s8 --recipe cifar --max-time 7m --set precision=bf16 "
     "--set batch_size=256 --set optimizer.lr=0.2 --set optimizer.norm_bias_lr=1 --set schedule.warmup=0.1 "
     "--set growth=null --set whiten=false --set augmentation.cutout=0.375 --set held_out=0.04"
 )

@@ -52,6 +52,7 @@ def results() -> dict:
         "studies": studies,
         "claims": {result["experiment"]: result for result in read("reproduce/*.json")},
         "trials": read("reproduce/trials/*.json"),
+        "gpu_throughput": next(iter(read("gpu_throughput.json")), None),
         "weights": next(iter(read("weights.json")), None),
         "fine_tuning": read("fine_tuning/*.json"),
         "noise": next(iter(read("noise.json")), None),
