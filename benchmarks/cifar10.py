@@ -54,7 +54,11 @@ GPU = (
     "--set batch_size=256 --set optimizer.lr=0.2 --set optimizer.norm_bias_lr=1 --set schedule.warmup=0.1 "
     "--set growth=null --set whiten=false --set augmentation.cutout=0.375 --set held_out=0.04"
 )
-SHORT = "--model 1.0-32-s16 --recipe cifar --max-time 25m --set precision=bf16"
+SHORT = (
+    "--model 0.75-32-s16 --recipe cifar --max-time 24m30s --set precision=bf16 --set batch_size=128 "
+    "--set optimizer.norm_bias_lr=4 --set whiten=false "
+    "--set schedule.warmup=0.1 --set growth.until=0.5 --set held_out=0.04"
+)
 FIVE_MINUTES = "--model 0.5-32-s16 --recipe cifar --max-time 5m --set precision=bf16"
 TRICKS = {
     "cifar": "",
