@@ -3,7 +3,7 @@
     python benchmarks/cifar10.py STUDY --data CIFAR10 [--only NAME ...] [--output docs/results/cifar10]
 
 CIFAR10 is a folder of Parquet files in the Hub's layout. Each training holds a tenth of the training
-images out (`long` a twenty-fifth), and every choice, the epoch included, is made on them. The test part is looked at
+images out (`long`, `short` and `gpu` a twenty-fifth), and every choice, the epoch included, is made on them. The test part is looked at
 when a run of `long`, `short`, `race` or `gpu` is over; `ablation` never sees it. Each run leaves one JSON
 file: command, recipe, seed, figures, curve, machine, versions, date. What has its file is not run again, and a
 run that was broken off goes on, as long as its folder under --runs is there.

@@ -1,19 +1,18 @@
 """Every recipe on a slice of CIFAR-10, with the same model, epochs and images, and its curve.
 
-    python benchmarks/recipes.py --data CIFAR10 [--epochs 15] [--output docs/results]
+    python benchmarks/recipes.py --data CIFAR10 [--only NAME ...] [--epochs 15] [--output docs/results]
 
 CIFAR10 is a folder of Parquet files in the Hub's layout. The first 8,000 training images train, the
 next 2,000 choose the epoch, the first 2,000 test images are evaluated once at the end. `article`
 takes the paper's strides, as the article did; `finetune` starts from the run of `cifar` and learns the
-handwritten digits, beside the same recipe from random weights. Writes recipes.json and recipes.png; the
-runs go to --runs and are not kept in the project.
+handwritten digits, beside `random`, the same recipe from random weights. Writes recipes.json and recipes.png, where
+what is not among --only stays; the runs go to --runs and are not kept in the project.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from pathlib import Path
 
@@ -23,10 +22,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from mobilenets.training.curves import curve_of, read_curves
+from mobilenets.training.device import provenance
 from verb import mobilenets
 
 TRAIN, VAL, TEST = 8000, 2000, 2000
 MODELS = {"article": "1.0-32", "paper": "0.5-32-s16", "cifar": "0.5-32-s16", "modern": "0.5-32-s16"}
+ON_DIGITS = ("finetune", "random")
 
 
 def slice_of(data: Path, folder: Path) -> Path:
@@ -62,6 +63,7 @@ def trained(name: str, data: object, folder: Path, *arguments: object) -> dict:
         "val_top1": best["top1"],
         "test_top1": test["top1"],
         "curve": curve_of(rows, ("train/loss", "train/top1", "val/loss", "val/top1")),
+        **provenance(torch.device("cpu")),
     }
 
 
@@ -87,51 +89,36 @@ def draw(results: dict[str, dict], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--only", nargs="*", default=[*MODELS, *ON_DIGITS])
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--runs", type=Path, default=Path("runs/recipes"))
     parser.add_argument("--output", type=Path, default=Path("docs/results"))
     options = parser.parse_args()
+    file = options.output / "recipes.json"
+    results = json.loads(file.read_text())["recipes"] if file.is_file() else {}
     data = slice_of(options.data, options.runs / "cifar-slice")
-    results = {
-        name: trained(
+    for name in (*MODELS, *ON_DIGITS):
+        if name not in options.only:
+            continue
+        digits = name in ON_DIGITS
+        start = ["--model", MODELS.get(name, MODELS["cifar"])]
+        if name == "finetune":
+            start = ["--weights", options.runs / "cifar"]
+        results[name] = trained(
             name,
-            data,
+            "digits" if digits else data,
             options.runs / name,
-            "--recipe",
-            name,
-            "--model",
-            model,
-            "--epochs",
-            options.epochs,
+            *("--recipe", "finetune" if digits else name, *start, "--epochs", options.epochs),
         )
-        for name, model in MODELS.items()
-    }
-    finetune = ("--recipe", "finetune", "--epochs", options.epochs)
-    start = ("--weights", options.runs / "cifar")
-    digits = {
-        "finetune (digits)": trained(
-            "finetune", "digits", options.runs / "finetune", *finetune, *start
-        ),
-        "finetune from random (digits)": trained(
-            "random",
-            "digits",
-            options.runs / "random",
-            *finetune,
-            "--model",
-            MODELS["cifar"],
-        ),
-    }
     options.output.mkdir(parents=True, exist_ok=True)
     everything = {
         "data": f"CIFAR-10 (JPEG): {TRAIN} train, {VAL} val, {TEST} test",
         "seed": 0,
         "epochs": options.epochs,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-        "recipes": {**results, **digits},
+        "recipes": results,
     }
-    text = json.dumps(everything, indent=1)
-    (options.output / "recipes.json").write_text(text + "\n")
-    draw({**results, **digits}, options.output / "recipes.png")
+    file.write_text(json.dumps(everything, indent=1) + "\n")
+    draw(results, options.output / "recipes.png")
 
 
 if __name__ == "__main__":

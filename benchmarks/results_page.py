@@ -32,6 +32,10 @@ CLEANINGS = {
     "copies": ("`doctor --fix`", "without copies and leaks"),
     "copies and labels": ("`doctor --fix --noisy --run`", "and without implausible labels"),
 }
+RECIPE_TITLES = {
+    "finetune": "`finetune`, from the run of `cifar` to the digits",
+    "random": "`finetune`, from random weights to the digits",
+}
 OURS, THEIRS, FAINT = "#0b7a4b", "#b3306b", "#d9d9d9"
 
 
@@ -54,6 +58,7 @@ def results() -> dict:
         "trials": read("reproduce/trials/*.json"),
         "gpu_throughput": next(iter(read("gpu_throughput.json")), None),
         "weights": next(iter(read("weights.json")), None),
+        "recipes": next(iter(read("recipes.json")))["recipes"],
         "fine_tuning": read("fine_tuning/*.json"),
         "noise": next(iter(read("noise.json")), None),
     }
@@ -127,6 +132,7 @@ def page(data: dict) -> str:
         "reached": reached,
         "machines": machines,
         "ablation_rows": ablation_rows,
+        "recipe_titles": RECIPE_TITLES,
         "noise_cleanings": {name: verb for name, (verb, _) in CLEANINGS.items()},
     }
     return environment.get_template("results_page.md").render(**data, article_best=ARTICLE_BEST)
