@@ -1,18 +1,17 @@
-"""What noise in the labels of photos from the web costs, and what cleaning wins back.
+"""What noise in training images costs, and what cleaning wins back, one kind of noise at a time.
 
     python benchmarks/noise.py --shared SHARED [--weights coral/0.5-160] [--runs runs/noise]
 
-All 370 images of `data/pets37.tar` (37 breeds, ten images each) in five stratified folds: a fifth is asked, the rest
-is taught from after noise was put in on purpose:
+Kinds, each put in on purpose for 0, 20 and 40 % of the images:
 
-- wrong labels: 0, 20 or 40 % of the taught images go to another breed;
-- copies across classes: of 10 % a re-encoded copy goes to a second breed;
-- leaks: a re-encoded copy of one asked image of each breed is taught from, under its right label.
+- wrong labels: training images go to another class; cleaned by `mobilenets doctor --fix --noisy`;
+- copies across classes: a re-encoded copy of training images goes to a second class; cleaned by `doctor --fix`;
+- leaks: a re-encoded copy of test images is taught from, under its right label; cleaned by `doctor --fix`.
 
-Each set is learnt by `mobilenets train --recipe probe` as it is; after `mobilenets doctor --fix`, which drops
-copies across classes and splits; and after `doctor --fix --noisy --run`, which drops implausible labels too. Accuracy is
-given apart for asked images that leaked, which flatters, and those that did not. What is done is kept in --runs and
-not done again.
+Few images: all 370 of `data/pets37.tar` (37 breeds, ten each) in five stratified folds, a fifth tested, learnt by
+`train --recipe probe` from --weights, with whose features the doctor judges too. Many: scikit-learn's digits (1,438 of ten
+classes, wrong labels only), three seeds, learnt by `train --recipe digits`, judged by pixels. Test images that
+leaked count apart from the others. What is done is kept in --runs and not done again.
 """
 
 from __future__ import annotations
@@ -21,6 +20,8 @@ import argparse
 import json
 import shutil
 import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,103 +29,158 @@ import torch
 from PIL import Image
 from sklearn.model_selection import StratifiedKFold
 
+from mobilenets.data.sources import open_source
 from mobilenets.training.device import provenance
 from shared_data import imported, unpacked
 from verb import mobilenets
 
-FOLDS = 5
-WRONG = (0.0, 0.2, 0.4)
-ACROSS = 0.1
+SHARES = (0.0, 0.2, 0.4)
+# What the doctor is told against each kind of noise, besides --fix.
+KINDS = {"wrong labels": ["--noisy"], "copies across classes": [], "leaks": []}
+FOLDS, SEEDS = 5, 3
 JPEG_QUALITY = 80
-CLEANINGS: dict[str, list[str] | None] = {
-    "as it is": None,
-    "copies": [],
-    "copies and labels": ["--noisy"],
-}
 
 
-def spoil(
-    photos: list[Path], taught: np.ndarray, asked: np.ndarray, wrong: float, seed: int, folder: Path
-) -> list[Path]:
-    """Write `train` with noise and `test` without; the asked images that leaked."""
-    random = np.random.default_rng(seed)
-    labels = sorted({photo.parent.name for photo in photos})
+@dataclass(frozen=True)
+class Photo:
+    """A file and its right label."""
+
+    path: Path
+    label: str
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Images to teach from and to test, how they are learnt, and who judges their labels."""
+
+    name: str
+    seed: int
+    taught: list[Photo]
+    tested: list[Photo]
+    train: list[object]
+    judge: list[object]
+
+
+def pets(shared: Path, weights: Path, runs: Path) -> Iterator[Setting]:
+    paths = sorted(unpacked(shared, "pets37", runs).glob("*/*/*.jpg"))
+    photos = [Photo(path, path.parent.name) for path in paths]
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
+    labels = [photo.label for photo in photos]
+    for seed, (taught, tested) in enumerate(folds.split(photos, labels)):
+        yield Setting(
+            "pets37",
+            seed,
+            [photos[row] for row in taught],
+            [photos[row] for row in tested],
+            ["--weights", weights, "--recipe", "probe"],
+            ["--run", weights],
+        )
+
+
+def digits(runs: Path) -> Iterator[Setting]:
+    source = open_source("digits")
+    parts: dict[str, list[Photo]] = {}
+    for part in ("train", "test"):
+        split = source.split(part)
+        for index, target in enumerate(split.targets):
+            path = runs / "digits" / part / f"{index}.png"
+            if not path.is_file():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(split.images.read(index, 1)[0].numpy()).save(path)
+            parts.setdefault(part, []).append(Photo(path, source.labels[target]))
+    learn = ["--recipe", "digits", "--model", "0.5-16-s4-shallow", "--epochs", 10]
+    for seed in range(SEEDS):
+        yield Setting("digits", seed, parts["train"], parts["test"], learn, [])
+
+
+def spoil(setting: Setting, kind: str, share: float, folder: Path) -> set[Path]:
+    """Write `train` with noise and `test` without; the tested images that leaked."""
+    random = np.random.default_rng(setting.seed)
+    labels = sorted({photo.label for photo in setting.taught})
 
     def other(label: str) -> str:
         return str(random.choice([name for name in labels if name != label]))
 
-    def place(
-        photo: Path, split: str, label: str, name: str, *, encoded_again: bool = False
-    ) -> Path:
-        target = folder / split / label / name
+    def place(photo: Photo, part: str, label: str, name: str, *, encoded_again: bool) -> Path:
+        target = folder / part / label / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if encoded_again:
-            Image.open(photo).convert("RGB").save(target, "JPEG", quality=JPEG_QUALITY)
+            Image.open(photo.path).convert("RGB").save(target, "JPEG", quality=JPEG_QUALITY)
         else:
-            shutil.copyfile(photo, target)
+            shutil.copyfile(photo.path, target)
         return target
 
-    misplaced = set(random.choice(taught, round(wrong * len(taught)), replace=False).tolist())
-    twice = set(random.choice(taught, round(ACROSS * len(taught)), replace=False).tolist())
-    for row in taught.tolist():
-        photo, right = photos[row], photos[row].parent.name
-        label = other(right) if row in misplaced else right
-        place(photo, "train", label, f"{row}.jpg")
-        if row in twice:
-            place(photo, "train", other(label), f"{row}-again.jpg", encoded_again=True)
-    leaked = []
-    seen: set[str] = set()
-    for row in random.permutation(asked).tolist():
-        photo, label = photos[row], photos[row].parent.name
-        target = place(photo, "test", label, f"{row}.jpg")
-        if label not in seen:
-            seen.add(label)
-            leaked.append(target)
-            place(photo, "train", label, f"{row}-leaked.jpg", encoded_again=True)
+    concerned = setting.tested if kind == "leaks" else setting.taught
+    count = round(share * len(concerned))
+    rows = set(random.choice(len(concerned), count, replace=False).tolist())
+    for row, photo in enumerate(setting.taught):
+        name = f"{row}{photo.path.suffix}"
+        wrong = kind == "wrong labels" and row in rows
+        label = other(photo.label) if wrong else photo.label
+        place(photo, "train", label, name, encoded_again=False)
+        if kind == "copies across classes" and row in rows:
+            place(photo, "train", other(photo.label), f"{row}-again.jpg", encoded_again=True)
+    leaked = set()
+    for row, photo in enumerate(setting.tested):
+        name = f"{row}{photo.path.suffix}"
+        target = place(photo, "test", photo.label, name, encoded_again=False)
+        if kind == "leaks" and row in rows:
+            leaked.add(target)
+            place(photo, "train", photo.label, f"{row}-leaked.jpg", encoded_again=True)
     return leaked
 
 
-def right_among(run: Path, asked: list[Path]) -> int:
-    answers = mobilenets("predict", run, *asked)
-    guesses = {Path(answer["image"]): answer["predictions"][0]["label"] for answer in answers}
-    return sum(guesses[path] == path.parent.name for path in asked)
-
-
-def trial(
-    photos: list[Path],
-    fold: tuple[np.ndarray, np.ndarray],
-    wrong: float,
-    seed: int,
-    weights: Path,
-    place: Path,
-) -> dict[str, dict[str, float]]:
-    """One fold at one level of noise, cleaned in each way."""
+def trial(setting: Setting, kind: str, share: float, place: Path) -> dict[str, dict[str, int]]:
+    """One setting with one share of one kind of noise: as it is, and cleaned."""
     results = {}
-    for cleaning, options in CLEANINGS.items():
-        folder = place / cleaning.replace(" ", "-")
-        shutil.rmtree(folder, ignore_errors=True)
-        leaked = spoil(photos, *fold, wrong, seed, folder / "photos")
-        data = folder / "photos"
+    for way in ("as it is", "cleaned"):
+        shutil.rmtree(place, ignore_errors=True)
+        data, run = place / "photos", place / "run"
+        leaked = spoil(setting, kind, share, data)
         before = len(list(data.glob("train/*/*")))
-        if options is not None:
-            judge = ["--run", weights] if options else []
-            mobilenets("doctor", data, "--fix", *options, *judge)
-        run = folder / "run"
-        mobilenets(
-            "train", data, "--weights", weights, "--recipe", "probe", "--seed", seed,
-            "--output", run, "--device", "cpu",
-        )  # fmt: skip
-        unseen = [path for path in sorted(data.glob("test/*/*")) if path not in leaked]
-        results[cleaning] = {
+        if way == "cleaned":
+            judge = setting.judge if KINDS[kind] else []
+            mobilenets("doctor", data, "--fix", *KINDS[kind], *judge)
+        there = ["--output", run, "--seed", setting.seed, "--device", "cpu"]
+        mobilenets("train", data, *setting.train, *there)
+        tested = sorted(data.glob("test/*/*"))
+        right = {True: 0, False: 0}
+        for answer in mobilenets("predict", run, *tested):
+            path = Path(answer["image"])
+            right[path in leaked] += answer["predictions"][0]["label"] == path.parent.name
+        results[way] = {
             "before": before,
             "taught": len(list(data.glob("train/*/*"))),
             "leaked": len(leaked),
-            "leaked_right": right_among(run, leaked),
-            "unseen": len(unseen),
-            "unseen_right": right_among(run, unseen),
+            "leaked_right": right[True],
+            "unseen": len(tested) - len(leaked),
+            "unseen_right": right[False],
         }
-        shutil.rmtree(folder)
+    shutil.rmtree(place)
     return results
+
+
+def summary(trials: list[dict]) -> dict[str, object]:
+    """Means and deviations over folds or seeds, in percent; the gain is that of pairs."""
+
+    def top1(what: str, way: str) -> list[float]:
+        return [100 * t[way][f"{what}_right"] / t[way][what] for t in trials]
+
+    def spread(values: list[float]) -> list[float]:
+        return [statistics.fmean(values), statistics.stdev(values)]
+
+    found: dict[str, object] = {}
+    for what in ("unseen", "leaked"):
+        if all(t["as it is"][what] for t in trials):
+            before, after = top1(what, "as it is"), top1(what, "cleaned")
+            gains = [b - a for a, b in zip(before, after, strict=True)]
+            found[what] = {
+                "as it is": spread(before),
+                "cleaned": spread(after),
+                "gain": spread(gains),
+            }
+    dropped = [1 - t["cleaned"]["taught"] / t["cleaned"]["before"] for t in trials]
+    return found | {"dropped": statistics.fmean(dropped)}
 
 
 def main() -> None:
@@ -134,41 +190,34 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/noise"))
     parser.add_argument("--output", type=Path, default=Path("docs/results/noise.json"))
     options = parser.parse_args()
-    weights = imported(options.shared, options.weights, options.runs / "weights")
-    photos = sorted(unpacked(options.shared, "pets37", options.runs).glob("*/*/*.jpg"))
-    classes = [photo.parent.name for photo in photos]
-    folds = list(StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(photos, classes))
-    trials = []
-    for wrong in WRONG:
-        for seed, fold in enumerate(folds):
-            file = options.runs / f"{wrong}-{seed}.json"
-            if not file.is_file():
-                found = trial(photos, fold, wrong, seed, weights, options.runs / "trial")
-                file.write_text(json.dumps(found))
-            for cleaning, counts in json.loads(file.read_text()).items():
-                trials.append({"wrong": wrong, "fold": seed, "cleaning": cleaning, **counts})
-                print(trials[-1], flush=True)
+    runs = options.runs
+    weights = imported(options.shared, options.weights, runs / "weights")
+    settings = {
+        "pets37": (list(KINDS), list(pets(options.shared, weights, runs))),
+        "digits": (["wrong labels"], list(digits(runs))),
+    }
+    curve = []
+    for name, (kinds, folds) in settings.items():
+        for kind in kinds:
+            for share in SHARES:
+                trials = []
+                for setting in folds:
+                    file = runs / "trials" / f"{name}-{kind}-{share}-{setting.seed}.json"
+                    if not file.is_file():
+                        file.parent.mkdir(parents=True, exist_ok=True)
+                        found = trial(setting, kind, share, runs / "trial")
+                        file.write_text(json.dumps(found))
+                    trials.append(json.loads(file.read_text()))
+                about = {"data": name, "kind": kind, "share": share}
+                curve.append({**about, **summary(trials), "trials": trials})
+                print({**about, **summary(trials)}, flush=True)
     content = {
         "command": f"python benchmarks/noise.py --shared SHARED --weights {options.weights}",
         "weights": options.weights,
-        "curve": [summary(trials, wrong, cleaning) for wrong in WRONG for cleaning in CLEANINGS],
-        "trials": trials,
+        "curve": curve,
         **provenance(torch.device("cpu")),
     }
     options.output.write_text(json.dumps(content, indent=1) + "\n")
-
-
-def summary(trials: list[dict], wrong: float, cleaning: str) -> dict:
-    """Mean and deviation over the folds, in percent."""
-    here = [t for t in trials if t["wrong"] == wrong and t["cleaning"] == cleaning]
-    row: dict = {"wrong": wrong, "cleaning": cleaning}
-    for what in ("unseen", "leaked"):
-        shares = [100 * trial[f"{what}_right"] / trial[what] for trial in here]
-        row |= {
-            f"{what}_top1": statistics.fmean(shares),
-            f"{what}_spread": statistics.stdev(shares),
-        }
-    return row | {"dropped": statistics.fmean(1 - t["taught"] / t["before"] for t in here)}
 
 
 if __name__ == "__main__":

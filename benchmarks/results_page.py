@@ -27,11 +27,6 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
 PAGE = ROOT / "docs" / "results.md"
 ARTICLE_BEST = 0.7199
-CLEANINGS = {
-    "as it is": ("no", "as they are"),
-    "copies": ("`doctor --fix`", "without copies and leaks"),
-    "copies and labels": ("`doctor --fix --noisy --run`", "and without implausible labels"),
-}
 RECIPE_TITLES = {
     "finetune": "`finetune`, from the run of `cifar` to the digits",
     "random": "`finetune`, from random weights to the digits",
@@ -133,7 +128,6 @@ def page(data: dict) -> str:
         "machines": machines,
         "ablation_rows": ablation_rows,
         "recipe_titles": RECIPE_TITLES,
-        "noise_cleanings": {name: verb for name, (verb, _) in CLEANINGS.items()},
     }
     return environment.get_template("results_page.md").render(**data, article_best=ARTICLE_BEST)
 
@@ -215,30 +209,22 @@ def draw_confusion(result: dict) -> None:
 
 
 def draw_noise(noise: dict) -> None:
-    figure = Figure(figsize=(9.5, 3.8), layout="constrained")
-    for axes, what, title in zip(
-        figure.subplots(1, 2, sharey=True),
-        ("unseen", "leaked"),
-        ("test photos nobody taught", "test photos that leaked"),
-        strict=True,
-    ):
-        for (cleaning, (_, name)), colour in zip(
-            CLEANINGS.items(), (THEIRS, "#888", OURS), strict=True
-        ):
-            rows = [row for row in noise["curve"] if row["cleaning"] == cleaning]
-            axes.errorbar(
-                [100 * row["wrong"] for row in rows],
-                [row[f"{what}_top1"] for row in rows],
-                [row[f"{what}_spread"] for row in rows],
-                marker="o",
-                capsize=3,
-                color=colour,
-                label=name,
-            )
-        axes.set(title=title, xlabel="wrong labels, %", ylim=(0, 100))
+    panels = list(dict.fromkeys((row["data"], row["kind"]) for row in noise["curve"]))
+    figure = Figure(figsize=(3.6 * len(panels), 3.6), layout="constrained")
+    for axes, panel in zip(figure.subplots(1, len(panels), sharey=True), panels, strict=True):
+        rows = [row for row in noise["curve"] if (row["data"], row["kind"]) == panel]
+        # What a leak changes is the figure of those that leaked.
+        what = "leaked" if panel[1] == "leaks" else "unseen"
+        rows = [row for row in rows if what in row]
+        for way, colour in (("as it is", THEIRS), ("cleaned", OURS)):
+            means, spreads = zip(*(row[what][way] for row in rows), strict=True)
+            shares = [100 * row["share"] for row in rows]
+            label = f"{way}, {what} images"
+            axes.errorbar(shares, means, spreads, marker="o", capsize=3, color=colour, label=label)
+        axes.set(title=", ".join(panel), xlabel="share of images, %", ylim=(0, 105))
+        axes.legend(frameon=False, loc="lower left")
         tidy(axes)
     figure.axes[0].set_ylabel("top-1, %")
-    figure.axes[0].legend(frameon=False, loc="lower left")
     save(figure, "noise.png")
 
 

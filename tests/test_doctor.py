@@ -805,6 +805,28 @@ def test_a_third_of_wrong_labels_goes_from_training_alone(tmp_path, capsys):
     assert len(moved - swapped) <= 0.02 * (images - len(swapped))
 
 
+def test_what_is_measured_on_judges_no_training_label():
+    """The labels of other splits are asked about, and change nothing for those of training."""
+    random = np.random.default_rng(4)
+    targets = np.repeat([0, 1, 2], 60)
+    features = random.normal(size=(180, 8)).astype(np.float32)
+    features[np.arange(180), targets] += 3
+    given = targets.copy()
+    given[::10] = (given[::10] + 1) % 3
+    taught = np.arange(180) % 2 == 0
+    alone = judge(features[taught], given[taught], noisy=True)
+    assert alone.trusted
+    for others in (targets, (targets + 1) % 3):
+        labels = np.where(taught, given, others)
+        verdict = judge(features, labels, noisy=True, taught_N=taught)
+        assert (verdict.images, verdict.accuracy) == (90, alone.accuracy)
+        among = [(doubt.row // 2, doubt.other) for doubt in verdict.doubts if taught[doubt.row]]
+        assert among == [(doubt.row, doubt.other) for doubt in alone.doubts]
+        asked = {doubt.row for doubt in verdict.doubts if not taught[doubt.row]}
+        wrong = labels[~taught] != targets[~taught]
+        assert abs(len(asked) - wrong.sum()) <= 9
+
+
 @pytest.fixture(scope="module")
 def imagenet_run(shared, tmp_path_factory):
     """A run of published weights: width 0.25 with LeakyReLU, 1,000 classes."""

@@ -356,6 +356,41 @@ def test_coral_weights_come_by_their_own_addresses(model, server, shared, monkey
     assert imported.labels[0] == "tench"
 
 
+def test_a_foreign_repository_brings_its_settings(server, monkeypatch, tmp_path):
+    import json
+
+    import torch
+    from safetensors.torch import save
+
+    from mobilenets.architecture import MobileNetSpec
+    from mobilenets.architecture.network import MobileNet
+    from test_import import exported, hugging_face_names, timm_names
+
+    monkeypatch.setenv("HF_ENDPOINT", server.address)
+    torch.manual_seed(0)
+    network = MobileNet(MobileNetSpec(0.25, 96), 7)
+    for name, names, files in (
+        (
+            "transformers",
+            hugging_face_names,
+            {"config.json": {"image_size": 96}, "preprocessor_config.json": {"image_mean": [0.1] * 3}},
+        ),
+        ("plain", hugging_face_names, {"config.json": {"image_size": 96}}),
+        (
+            "timm",
+            timm_names,
+            {"config.json": {"pretrained_cfg": {"input_size": [3, 96, 96], "mean": [0.1] * 3}}},
+        ),
+    ):
+        place = f"/them/{name}/resolve/main"
+        server.files[f"{place}/model.safetensors"] = save(exported(network, names, "classifier"))
+        for file, settings in files.items():
+            server.files[f"{place}/{file}"] = json.dumps(settings).encode()
+        imported = load_weights(f"hf://them/{name}")
+        assert imported.preprocessing.height == 96
+        assert imported.preprocessing.mean[0] == (0.5 if name == "plain" else 0.1)
+
+
 def test_the_hub_vouches_for_its_files(server, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_ENDPOINT", server.address)
     server.files["/a/b/resolve/main/model.safetensors"] = CONTENT

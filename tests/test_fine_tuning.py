@@ -368,9 +368,15 @@ def test_folds_say_what_to_expect_and_go_on(colours, old, tmp_path, capsys):
     capsys.readouterr()
     assert train(colours / "old", *command[1:], "--output", whole) == 2
     assert "is not the data that" in capsys.readouterr().err
-    # Other folds do not mix with these.
-    assert train(*command, "--output", whole, "--seed", 9) == 2
-    assert "already holds a run" in capsys.readouterr().err
+    # Other folds do not mix with these: another seed, recipe, model or length is another training.
+    for others in (
+        (*command, "--seed", 9),
+        (*command, "--model", "0.25-24-s8"),
+        (*command[:3], "--epochs", 1, "--folds", 3),
+        (*command[:3], "--folds", 3),
+    ):
+        assert train(*others, "--output", whole) == 2, others
+        assert "already holds a run" in capsys.readouterr().err
 
 
 def test_what_can_not_be_is_one_sentence(colours, old, tmp_path, capsys):
@@ -388,6 +394,21 @@ def test_what_can_not_be_is_one_sentence(colours, old, tmp_path, capsys):
         error = capsys.readouterr().err
         assert says in error
         assert not run.exists() or not (run / "model.safetensors").exists()
+
+
+def test_a_licence_goes_along(colours, old, tmp_path):
+    start = tmp_path / "start"
+    shutil.copytree(old, start)
+    config = json.loads((start / "config.json").read_text())
+    (start / "config.json").write_text(json.dumps(config | {"licence": "Apache-2.0"}))
+    run = tmp_path / "run"
+    assert train(colours / "new", "--weights", start, "--recipe", "probe", "--output", run) == 0
+    assert "\nlicense: apache-2.0\n" in (run / "README.md").read_text()
+    given = tmp_path / "given"
+    assert cli(["push", str(run), str(given), "--licence", "CC-BY-4.0"]) == 0
+    assert "\nlicense: cc-by-4.0\n" in (given / "README.md").read_text()
+    assert load_weights(given).licence == "CC-BY-4.0"
+    assert load_weights(run).licence == "Apache-2.0"
 
 
 def test_a_start_that_was_never_saved_can_not_be_gone_on_with(colours, old, tmp_path, capsys):
@@ -454,6 +475,8 @@ def test_a_model_by_the_weights_that_it_starts_from(leaky, shared):
     assert network.classifier.out_features == 37
     imported = load_weights(coral)
     assert network.body["conv0"].conv.weight.equal(imported.state["body.conv0.conv.weight"])
+    with pytest.raises(ValueError, match=r"it has total stride 32 for 16"):
+        create_model("0.5-160-s16", weights=coral)
     # Case 4.
     with pytest.raises(ValueError, match=r"its width is 0.5 and the model's 0.25"):
         create_model("0.25-160", weights=coral)

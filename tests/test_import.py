@@ -3,11 +3,14 @@
 import json
 import pickle
 import tarfile
+import zipfile
 
+import flatbuffers
 import h5py
 import numpy as np
 import pytest
 import torch
+from ai_edge_litert import schema_py_generated as schema
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -17,8 +20,10 @@ from mobilenets.architecture.network import MobileNet
 from mobilenets.data.images import image_to_tensor
 from mobilenets.data.transforms import fit, normalise
 from mobilenets.weights.download import name_of
-from mobilenets.weights.files import import_weights
+from mobilenets.weights.files import import_weights, parse_said
+from mobilenets.weights.imported import Said
 from mobilenets.weights.registry import PUBLISHED_WEIGHTS
+from tflite_writer import folded, quantised, write_tflite
 
 CORAL = {
     str(entry.spec): [name_of(file.address) for file in entry.files]
@@ -130,7 +135,7 @@ def exported(network, names, classifier):
             {"activation": "relu6", "padding": "tensorflow", "batch_norm_epsilon": 1e-3},
             0.5,
         ),
-        (kuangliu_names, "linear", {}, 0.485),
+        (kuangliu_names, "linear", {"total_stride": 16}, 0.4914),
         (marvis_names, "fc", {}, 0.485),
     ],
 )
@@ -147,7 +152,7 @@ def test_torch_dialects(tmp_path, names, classifier, choices, mean, form):
         torch.save({"epoch": 3, "state_dict": state, "best": 0.7}, path)
     else:
         torch.save(state, path)
-    imported = import_weights([path], labels=list("abcdefg"), resolution=64)
+    imported = import_weights([path], labels=list("abcdefg"), said=Said(resolution=64))
     assert imported.spec == theirs.spec
     assert imported.labels == tuple("abcdefg")
     assert imported.preprocessing.mean[0] == mean
@@ -160,9 +165,135 @@ def test_an_unknown_project_needs_its_activation(tmp_path):
     torch.save(exported(theirs, unknown_names, "head"), path)
     with pytest.raises(ValueError, match="give it with --activation relu, relu6 or leaky"):
         import_weights([path])
-    imported = import_weights([path], activation="leaky", resolution=64)
+    imported = import_weights([path], said=Said(activation="leaky", resolution=64))
     assert imported.spec == theirs.spec
     assert_same(loaded(imported), theirs)
+
+
+def test_a_bias_before_a_batch_norm_is_not_lost(tmp_path):
+    """PyTorch's convolutions have one unless told otherwise."""
+    theirs = random_network(activation="relu6")
+    state = exported(theirs, timm_names, "classifier")
+    for name in [name for name in state if name.endswith("running_mean")]:
+        shift = torch.randn_like(state[name])
+        state[name] += shift
+        conv = name.removesuffix(".running_mean").replace("bn1", "conv_dw")
+        conv = "conv_stem" if conv == "conv_dw" else conv.replace("bn2", "conv_pw")
+        state[f"{conv}.bias"] = shift
+    torch.save(state, tmp_path / "model.pth")
+    assert_same(loaded(import_weights([tmp_path / "model.pth"], said=Said(resolution=64))), theirs)
+
+
+class CifarBlock(torch.nn.Module):
+    def __init__(self, channels, out_channels, stride):
+        super().__init__()
+        self.conv1 = torch.nn.Conv2d(
+            channels, channels, 3, stride, 1, groups=channels, bias=False
+        )
+        self.bn1 = torch.nn.BatchNorm2d(channels)
+        self.conv2 = torch.nn.Conv2d(channels, out_channels, 1, bias=False)
+        self.bn2 = torch.nn.BatchNorm2d(out_channels)
+
+    def forward(self, x):
+        return self.bn2(self.conv2(self.bn1(self.conv1(x)).relu())).relu()
+
+
+class CifarMobileNet(torch.nn.Module):
+    """As kuangliu/pytorch-cifar builds it: for 32 pixels, the first layer with stride 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = torch.nn.Conv2d(3, 32, 3, 1, 1, bias=False)
+        self.bn1 = torch.nn.BatchNorm2d(32)
+        rows = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2)]
+        rows += [(512, 1)] * 5 + [(1024, 2), (1024, 1)]
+        blocks, channels = [], 32
+        for out_channels, stride in rows:
+            blocks.append(CifarBlock(channels, out_channels, stride))
+            channels = out_channels
+        self.layers = torch.nn.Sequential(*blocks)
+        self.linear = torch.nn.Linear(1024, 10)
+
+    def forward(self, x):
+        x = self.layers(self.bn1(self.conv1(x)).relu())
+        return self.linear(torch.nn.functional.avg_pool2d(x, 2).flatten(1))
+
+
+def test_a_network_for_cifar_keeps_its_strides_and_statistics(tmp_path):
+    torch.manual_seed(1)
+    theirs = CifarMobileNet().eval()
+    for key, value in theirs.state_dict().items():
+        if "running" in key or key.endswith("bn1.weight"):
+            value.uniform_(0.5, 1.5)
+    torch.save({"net": theirs.state_dict(), "acc": 92.0}, tmp_path / "ckpt.pth")
+    imported = import_weights([tmp_path / "ckpt.pth"])
+    assert str(imported.spec) == "1.0-32-s16"
+    assert imported.preprocessing.mean == (0.4914, 0.4822, 0.4465)
+    assert imported.preprocessing.crop_fraction == 1
+    assert_same(loaded(imported), theirs, [(32, 32)])
+
+
+def test_what_weights_cannot_tell_can_be_said(tmp_path):
+    choices = {"padding": "keras", "batch_norm_epsilon": 0.01, "total_stride": 8}
+    theirs = random_network(activation="leaky", **choices)
+    path = tmp_path / "model.pth"
+    torch.save(exported(theirs, unknown_names, "head"), path)
+    said = parse_said(
+        activation="leaky", channels="BGR", mean="0.4,0.5,0.6", std="0.25", resolution=64, **choices
+    )
+    imported = import_weights([path], said=said)
+    assert imported.spec == theirs.spec
+    served = imported.preprocessing
+    assert (served.channels, served.mean) == ("BGR", (0.4, 0.5, 0.6))
+    assert served.std == (0.25, 0.25, 0.25)
+    assert_same(loaded(imported), theirs, [(64, 64)])
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"activation": "elu"}, "the activation is relu, relu6 or leaky, not 'elu'"),
+        ({"padding": "same"}, "the padding is torch, tensorflow or keras, not 'same'"),
+        ({"channels": "RBG"}, "the order of channels is RGB, BGR, L or RGBA, not 'RBG'"),
+        ({"mean": "0,5;0"}, "mean is one number or one a channel"),
+    ],
+)
+def test_what_can_not_be_said(given, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        parse_said(**given)
+
+
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        (Said(activation="leaky"), "its activation is relu6, not leaky"),
+        (Said(padding="tensorflow"), "its padding is torch, not tensorflow"),
+        (Said(total_stride=16), "its total stride is 32, not 16"),
+        (Said(mean=(0.1, 0.2)), "RGB needs 3 means"),
+        (Said(channels="L"), "L needs 1 means"),
+    ],
+)
+def test_what_is_said_against_the_file_is_refused(tmp_path, said, sentence):
+    torch.save(exported(random_network(), timm_names, "classifier"), tmp_path / "model.pth")
+    with pytest.raises(ValueError, match=sentence):
+        import_weights([tmp_path / "model.pth"], said=said)
+
+
+def test_timm_settings_beside_the_weights(tmp_path):
+    theirs = random_network(activation="relu6")
+    save_file(exported(theirs, timm_names, "classifier"), tmp_path / "model.safetensors")
+    served = {"input_size": [3, 256, 256], "crop_pct": 0.95, "interpolation": "bilinear"}
+    served |= {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    config = {"architecture": "x", "pretrained_cfg": served, "label_names": list("abcdefg")}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    imported = import_weights([tmp_path / "model.safetensors"])
+    assert str(imported.spec) == "0.25-256"
+    assert imported.labels == tuple("abcdefg")
+    assert imported.preprocessing.mean == (0.1, 0.2, 0.3)
+    assert imported.preprocessing.crop_fraction == 0.95
+    # What is asked for comes before what the file says of the size.
+    other = import_weights([tmp_path / "model.safetensors"], said=Said(resolution=128))
+    assert (str(other.spec), other.preprocessing.width) == ("0.25-128", 128)
 
 
 # Case 3: width 0.35 begins with 11 channels or with 16, as its rounding says. Case 11: 1 and 4 input channels.
@@ -184,8 +315,11 @@ def test_members_of_the_family_are_known_by_their_shapes(tmp_path, name, choices
     theirs = random_network(name, **choices)
     path = tmp_path / "model.pth"
     torch.save(exported(theirs, unknown_names, "fc"), path)
-    imported = import_weights([path], activation="relu", resolution=64)
+    imported = import_weights([path], said=Said(activation="relu", resolution=64))
     assert imported.spec.width == theirs.spec.width
+    assert [layer.out_channels for layer in layers_of(imported.spec)] == [
+        layer.out_channels for layer in layers_of(theirs.spec)
+    ]
     assert imported.spec.input_channels == theirs.spec.input_channels
     assert_same(loaded(imported), theirs)
 
@@ -195,7 +329,7 @@ def test_hugging_face_settings_beside_the_weights(tmp_path):
     torch.save(exported(theirs, hugging_face_names, "classifier"), tmp_path / "pytorch_model.bin")
     labels = {str(index): f"label {index}" for index in range(7)}
     config = {"hidden_act": "relu", "tf_padding": False, "layer_norm_eps": 0.01, "id2label": labels}
-    # Case 7: the dropout of transformers#22767, the wrong way round, is not taken over.
+    # Case 7: the dropout and the momentum of transformers#22767, the wrong way round, are not taken over.
     config |= {"classifier_dropout_prob": 0.999, "image_size": 64}
     (tmp_path / "config.json").write_text(json.dumps(config))
     served = {
@@ -211,6 +345,37 @@ def test_hugging_face_settings_beside_the_weights(tmp_path):
     assert imported.preprocessing.mean == (0.1, 0.2, 0.3)
     assert imported.preprocessing.crop_fraction == pytest.approx(64 / 80)
     assert_same(loaded(imported), theirs)
+    network = loaded(imported)
+    assert network.dropout.p == 0.001
+    assert {m.momentum for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)} == {0.1}
+
+
+@pytest.mark.parametrize(
+    ("served", "side", "fraction"),
+    [
+        ({"size": 64, "crop_size": 56}, 56, 56 / 64),
+        ({"size": {"height": 64, "width": 64}}, 48, 48 / 64),
+        ({}, 48, 0.875),
+    ],
+)
+def test_older_forms_of_hugging_face_settings(tmp_path, served, side, fraction):
+    theirs = random_network(activation="relu6", padding="tensorflow", batch_norm_epsilon=1e-3)
+    save_file(exported(theirs, hugging_face_names, "classifier"), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"image_size": 48}))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(served))
+    imported = import_weights([tmp_path / "model.safetensors"])
+    assert imported.preprocessing.height == imported.spec.height == side
+    assert imported.preprocessing.crop_fraction == pytest.approx(fraction)
+
+
+@pytest.mark.parametrize("served", [{"size": "large"}, {"image_mean": 3}, {"crop_size": [1, 2]}])
+def test_settings_that_are_none_get_one_sentence(tmp_path, served):
+    save_file(
+        exported(random_network(), hugging_face_names, "classifier"), tmp_path / "model.safetensors"
+    )
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(served))
+    with pytest.raises(ValueError, match=r"\A[^\n]+\Z"):
+        import_weights([tmp_path / "model.safetensors"])
 
 
 # Case 6: of 1,001 outputs index 0 is TensorFlow's background (tensorflow/hub#574).
@@ -221,7 +386,7 @@ def test_the_background_goes_or_is_named_and_nothing_is_shifted(tmp_path, keep):
     theirs = random_network(classes=1001, activation="relu6")
     path = tmp_path / "model.pth"
     torch.save(exported(theirs, timm_names, "classifier"), path)
-    imported = import_weights([path], keep_background=keep, resolution=64)
+    imported = import_weights([path], keep_background=keep, said=Said(resolution=64))
     assert imported.classes == len(imported.labels) == 1000 + keep
     assert imported.labels[:2] == (("background", "tench") if keep else ("tench", "goldfish"))
     images = torch.randn(2, 3, 64, 64)
@@ -292,13 +457,11 @@ def test_keras_files(tmp_path, classes, form):
     else:
         write_keras_3(theirs, path)
     if form == "keras":
-        import zipfile
-
         weights = path.read_bytes()
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("metadata.json", "{}")
             archive.writestr("model.weights.h5", weights)
-    imported = import_weights([path], resolution=64, labels=list("abcdefg"))
+    imported = import_weights([path], said=Said(resolution=64), labels=list("abcdefg"))
     assert imported.spec == theirs.spec
     assert imported.classes == classes
     assert imported.preprocessing.std == (0.5, 0.5, 0.5)
@@ -309,6 +472,145 @@ def test_keras_file_names_tell_the_resolution(tmp_path):
     path = tmp_path / "mobilenet_2_5_160_tf.h5"
     write_keras_2(random_network(activation="relu6", padding="keras"), path)
     assert str(import_weights([path]).spec) == "0.25-160"
+
+
+@pytest.mark.parametrize("form", ["whole h5", "keras"])
+def test_a_whole_keras_file_tells_the_resolution(tmp_path, form):
+    theirs = random_network(activation="relu6", padding="keras", batch_norm_epsilon=1e-3)
+    path = tmp_path / f"model.{form.split()[-1]}"
+    key = "batch_shape" if form == "keras" else "batch_input_shape"
+    config = json.dumps({"config": {"layers": [{"config": {key: [None, 128, 96, 3]}}]}})
+    if form == "keras":
+        write_keras_3(theirs, path)
+        weights = path.read_bytes()
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("config.json", config)
+            archive.writestr("model.weights.h5", weights)
+    else:
+        write_keras_2(theirs, path, "model_weights")
+        with h5py.File(path, "a") as file:
+            file.attrs["model_config"] = config
+    imported = import_weights([path])
+    assert (imported.preprocessing.height, imported.preprocessing.width) == (128, 96)
+    assert imported.spec.resolution == (128, 96)
+    assert import_weights([path], said=Said(resolution=64)).spec.resolution == 64
+
+
+# TensorFlow Lite, files of every kind of number, each in LiteRT beside the network that is read from it.
+
+
+def lite_outputs(path, images_NCHW):
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(path))
+    interpreter.allocate_tensors()
+    outputs = []
+    for image in images_NCHW:
+        given = image.permute(1, 2, 0)[None].contiguous().numpy()
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], given)
+        interpreter.invoke()
+        outputs.append(interpreter.get_tensor(interpreter.get_output_details()[0]["index"])[0])
+    return torch.from_numpy(np.stack(outputs))
+
+
+@pytest.mark.parametrize("side", [64, 65])
+@pytest.mark.parametrize("padding", ["tensorflow", "keras", "torch"])
+@pytest.mark.parametrize("weights", ["float32", "float16"])
+def test_float_tflite_files(tmp_path, side, padding, weights):
+    theirs = random_network(f"0.25-{side}", activation="relu6", padding=padding)
+    write_tflite(theirs, tmp_path / "model.tflite", weights)
+    imported = import_weights([tmp_path / "model.tflite"], labels=list("abcdefg"))
+    assert (str(imported.spec), imported.spec.padding) == (f"0.25-{side}", padding)
+    images = torch.randn(3, 3, side, side)
+    with torch.inference_mode():
+        ours = loaded(imported)(images)
+    torch.testing.assert_close(
+        ours, lite_outputs(tmp_path / "model.tflite", images), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_int8_tflite_files_with_a_scale_a_channel(tmp_path):
+    theirs = random_network(activation="relu")
+    write_tflite(theirs, tmp_path / "model.tflite", "int8")
+    imported = import_weights([tmp_path / "model.tflite"], labels=list("abcdefg"))
+    for layer, conv, norm in units(theirs):
+        weight = folded(conv, norm)[0].numpy()
+        kept, scales = quantised(weight, 0)
+        ours = imported.state[f"body.{layer.name}.conv.weight"].numpy()
+        np.testing.assert_allclose(ours, kept * scales, rtol=1e-6)
+    images = torch.randn(8, 3, 64, 64)
+    with torch.inference_mode():
+        ours = loaded(imported)(images)
+    # LiteRT rounds the activations of such a file as it goes.
+    lite = lite_outputs(tmp_path / "model.tflite", images)
+    assert np.corrcoef(ours.flatten(), lite.flatten())[0, 1] > 0.99
+
+
+@pytest.mark.parametrize(
+    ("scale", "zero", "black", "white"),
+    [(1 / 255, -128, 0, 1), (2 / 255, 0, -256 / 255, 254 / 255), (1.0, -128, 0, 255)],
+)
+def test_the_scale_of_a_signed_input(tmp_path, scale, zero, black, white):
+    given = schema.QuantizationParametersT(scale=[scale], zeroPoint=[zero])
+    write_tflite(random_network(activation="relu6"), tmp_path / "model.tflite", "int8", given)
+    served = import_weights([tmp_path / "model.tflite"], labels=list("abcdefg")).preprocessing
+    assert served.scaled(0) == pytest.approx(black, abs=1e-6)
+    assert served.scaled(255) == pytest.approx(white, abs=1e-5)
+
+
+def changed_tflite(path, change):
+    """A file with something in its first graph altered."""
+    model = schema.ModelT.InitFromPackedBuf(path.read_bytes())
+    change(model)
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    path.write_bytes(builder.Output())
+
+
+def set_option(name, value):
+    def change(model):
+        operators = model.subgraphs[0].operators
+        setattr(operators[3].builtinOptions, name, value)
+
+    return change
+
+
+def set_code(code):
+    def change(model):
+        model.operatorCodes[-1].deprecatedBuiltinCode = min(code, 127)
+        model.operatorCodes[-1].builtinCode = code
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (set_code(schema.BuiltinOperator.GELU), "operator 28 is GELU, which MobileNet V1 does not"),
+        (set_option("dilationHFactor", 2), "block2.depthwise is dilated"),
+        (set_option("strideH", 1), "is dilated, or has two strides"),
+        (set_option("fusedActivationFunction", 4), "neither ReLU nor ReLU6"),
+        (lambda m: m.subgraphs.append(m.subgraphs[0]), "it has 2 graphs"),
+    ],
+)
+def test_tflite_files_of_other_networks(tmp_path, change, sentence):
+    write_tflite(random_network(activation="relu6", padding="tensorflow"), tmp_path / "m.tflite")
+    changed_tflite(tmp_path / "m.tflite", change)
+    with pytest.raises(ValueError, match=sentence):
+        import_weights([tmp_path / "m.tflite"])
+
+
+def test_a_stride_in_another_place_is_not_overlooked(tmp_path):
+    write_tflite(random_network(activation="relu6", padding="tensorflow"), tmp_path / "m.tflite")
+
+    def swap(model):
+        for index, stride in ((3, 1), (5, 2)):
+            options = model.subgraphs[0].operators[index].builtinOptions
+            options.strideH = options.strideW = stride
+
+    changed_tflite(tmp_path / "m.tflite", swap)
+    with pytest.raises(ValueError, match=r"depthwise has stride 1 where 0.25-64 has 2"):
+        import_weights([tmp_path / "m.tflite"])
 
 
 # TensorFlow Lite, on Google's own models.
@@ -452,6 +754,46 @@ def test_files_of_something_else(tmp_path, content, sentence):
     torch.save(content, tmp_path / "model.pth")
     with pytest.raises(ValueError, match=sentence):
         import_weights([tmp_path / "model.pth"])
+
+
+def test_other_networks_are_told_before_anything_is_asked(tmp_path):
+    from torchvision.models import resnet18, vgg11
+
+    torch.save(resnet18().state_dict(), tmp_path / "resnet.pth")
+    with pytest.raises(ValueError, match="not a MobileNet V1, conv1 is"):
+        import_weights([tmp_path / "resnet.pth"])
+    state = {k: v for k, v in vgg11().state_dict().items() if k.startswith("features")}
+    torch.save(state, tmp_path / "vgg.pth")
+    with pytest.raises(ValueError, match="not a MobileNet V1, it has no batch norms"):
+        import_weights([tmp_path / "vgg.pth"])
+    torch.save({"grid": torch.zeros(1, 2, 3, 4)}, tmp_path / "grid.pth")
+    with pytest.raises(ValueError, match="it has no convolutions"):
+        import_weights([tmp_path / "grid.pth"])
+
+
+def test_keras_files_of_other_networks(tmp_path):
+    with h5py.File(tmp_path / "vgg.h5", "w") as file:
+        group = file.create_group("block1_conv1")
+        group.attrs["weight_names"] = [b"kernel", b"bias"]
+        group["kernel"], group["bias"] = np.zeros((3, 3, 3, 64)), np.zeros(64)
+        file.attrs["layer_names"] = [b"block1_conv1", b"block1_conv1"]
+    with pytest.raises(ValueError, match="block1_conv1 is no layer of Keras' MobileNet"):
+        import_weights([tmp_path / "vgg.h5"])
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["layers"] = np.zeros(3)
+    with pytest.raises(ValueError, match=r"other\.h5: not a whole Keras file"):
+        import_weights([tmp_path / "other.h5"])
+
+
+def test_an_archive_whose_list_is_damaged(tmp_path):
+    path = tmp_path / "model.pth"
+    torch.save(exported(random_network(), timm_names, "classifier"), path)
+    content = bytearray(path.read_bytes())
+    place = content.rindex(b"PK\x01\x02")
+    content[place : place + 4] = b"XXXX"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.pth: damaged"):
+        import_weights([path])
 
 
 def test_labels_must_be_as_many_as_outputs(tmp_path):

@@ -16,6 +16,9 @@ def push(
     private: Annotated[
         bool, typer.Option("--private", help="A new repository is private.")
     ] = False,
+    licence: Annotated[
+        str, typer.Option(help="Of what is given away, such as apache-2.0; default: the weights'.")
+    ] = "",
     overwrite: OverwriteOption = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -23,7 +26,9 @@ def push(
     from mobilenets.training.run import Run
     from mobilenets.training.sharing import push as push_run
 
-    where = push_run(Run.load(run), target, private=private, overwrite=overwrite)
+    where = push_run(
+        Run.load(run), target, private=private, licence=licence, overwrite=overwrite
+    )
     if as_json:
         print_json({"run": str(run), "target": where})
     else:

@@ -226,7 +226,7 @@ def _train_folds(
         replace(wanted, output=place, changes={**wanted.changes, "folds": folds, "fold": fold})
         for fold, place in enumerate(places, 1)
     ]
-    begun = [is_begun(fold) for fold in each]
+    begun = [is_begun(kind, fold) for fold in each]
     # Before the first is trained, not when its turn has come.
     for place, goes_on in zip(places, begun, strict=True):
         if not goes_on and mine.first:

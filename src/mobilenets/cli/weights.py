@@ -110,6 +110,18 @@ def import_files(
     activation: Annotated[
         str | None, typer.Option(help="relu, relu6 or leaky, where the file can't tell.")
     ] = None,
+    padding: Annotated[
+        str | None, typer.Option(help="torch, tensorflow or keras, likewise.")
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option(min=1, help="Input side over the last map's, likewise; 32.")
+    ] = None,
+    epsilon: Annotated[float | None, typer.Option(help="Of batch norm, likewise.")] = None,
+    channels: Annotated[str | None, typer.Option(help="RGB or BGR, likewise.")] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="Taken from pixel / 255, such as 0.485,0.456,0.406.")
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="What divides then.")] = None,
     resolution: Annotated[
         int | None, typer.Option(min=1, help="Input side, where the file can't tell.")
     ] = None,
@@ -121,24 +133,29 @@ def import_files(
 ) -> None:
     """Read weights of TensorFlow Lite, Keras, timm, Hugging Face or PyTorch, and write them as a run."""
     from mobilenets.training.run import check_free
-    from mobilenets.weights.files import activation_choice, import_weights, read_labels
+    from mobilenets.weights.files import import_weights, parse_said, read_labels
     from mobilenets.weights.load import load_weights
 
     folder = output or Path("runs") / (Path(files[0].rstrip("/")).stem.lstrip(".") or "weights")
     check_free(folder, overwrite=overwrite)
     names = read_labels(labels) if labels else ()
+    said = parse_said(
+        activation=activation,
+        padding=padding,
+        total_stride=stride,
+        batch_norm_epsilon=epsilon,
+        resolution=resolution,
+        channels=channels,
+        mean=mean,
+        std=std,
+    )
     # Several files stand for themselves; one may also be an address or a name.
     read = (
         partial(load_weights, files[0])
         if len(files) == 1
         else partial(import_weights, [Path(file) for file in files])
     )
-    imported = read(
-        labels=names,
-        activation=activation_choice(activation),
-        resolution=resolution,
-        keep_background=keep_background,
-    )
+    imported = read(labels=names, said=said, keep_background=keep_background)
     _write(folder, imported, {"weights": " + ".join(files)}, overwrite, as_json)
 
 

@@ -17,7 +17,7 @@ from mobilenets.training.recipe import Recipe, find_recipe
 from mobilenets.training.run import Run, check_free
 from mobilenets.training.session import check_recipe
 from mobilenets.training.task import Task, TrainingData
-from mobilenets.weights.files import activation_choice
+from mobilenets.weights.files import parse_said
 from mobilenets.weights.imported import ImportedWeights
 from mobilenets.weights.load import load_weights
 from mobilenets.weights.state import load_strictly, split_head
@@ -67,7 +67,8 @@ def begin(kind: type[Task], wanted: Wanted, processes: Processes, device: torch.
         ValueError: something does not fit or is not there, in one sentence.
     """
     # What costs nothing to refuse comes before a download.
-    named = find_recipe(wanted.recipe, kind.recipes()) if wanted.recipe else None
+    if wanted.recipe:
+        find_recipe(wanted.recipe, kind.recipes())
     if wanted.output is not None and processes.first:
         check_free(wanted.output, overwrite=wanted.overwrite)
     start = None if wanted.weights is None else _start(wanted, wanted.weights)
@@ -75,8 +76,7 @@ def begin(kind: type[Task], wanted: Wanted, processes: Processes, device: torch.
     folder = wanted.output or Path("runs") / f"{Path(wanted.data).name}-{spec}"
     if processes.first:
         check_free(folder, overwrite=wanted.overwrite)
-    recipe = named or kind.default_recipe(spec, wanted.data, pretrained=start is not None)
-    recipe = recipe.override(wanted.changes)
+    recipe = _recipe(kind, wanted, spec)
     if not recipe.epochs and start is None:
         raise ValueError("epochs is 0: without --weights there is nothing that a classifier fits")
     preprocessing = None if start is None else _resized(start.preprocessing, spec)
@@ -92,6 +92,7 @@ def begin(kind: type[Task], wanted: Wanted, processes: Processes, device: torch.
         recipe,
         data.record,
         start=wanted.weights or "",
+        licence="" if start is None else start.licence,
         overwrite=wanted.overwrite,
         write=processes.first,
     )
@@ -134,14 +135,29 @@ def go_on(
     return Job(run, recipe, found)
 
 
-def is_begun(wanted: Wanted) -> bool:
+def is_begun(kind: type[Task], wanted: Wanted) -> bool:
     """Whether the output folder holds this very training, so that it can be gone on with."""
     assert wanted.output is not None
     if wanted.overwrite or not (wanted.output / "state.pt").is_file():
         return False
     run = Run.load(wanted.output)
-    recipe = run.recipe
-    return recipe.override(wanted.changes) == recipe and run.config.get("start") == wanted.weights
+    # Without a name the model is that of the weights, which are the same.
+    model = str(run.spec) if wanted.weights else DEFAULT_MODEL
+    return (
+        run.config.get("start") == wanted.weights
+        and str(run.spec) == str(MobileNetSpec.parse(wanted.model or model))
+        and wanted.activation in (None, run.spec.activation)
+        and run.recipe == _recipe(kind, wanted, run.spec)
+    )
+
+
+def _recipe(kind: type[Task], wanted: Wanted, spec: MobileNetSpec) -> Recipe:
+    recipe = (
+        find_recipe(wanted.recipe, kind.recipes())
+        if wanted.recipe
+        else kind.default_recipe(spec, wanted.data, pretrained=wanted.weights is not None)
+    )
+    return recipe.override(wanted.changes)
 
 
 def _start(wanted: Wanted, reference: str) -> ImportedWeights:
@@ -152,8 +168,9 @@ def _start(wanted: Wanted, reference: str) -> ImportedWeights:
     asked = None if wanted.model is None else MobileNetSpec.parse(wanted.model)
     start = load_weights(
         reference,
-        activation=activation_choice(wanted.activation),
-        resolution=None if asked is None else asked.height,
+        said=parse_said(
+            activation=wanted.activation, resolution=None if asked is None else asked.height
+        ),
     )
     if asked is None or asked == start.spec:
         return start

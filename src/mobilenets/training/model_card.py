@@ -11,6 +11,7 @@ from mobilenets.cost.quantities import format_quantity
 from mobilenets.data.files import write_aside
 from mobilenets.training.recipe import Recipe
 from mobilenets.training.run import Run
+from mobilenets.weights.registry import HUB
 
 
 def write_model_card(run: Run, recipe: Recipe | None) -> None:
@@ -20,11 +21,15 @@ def write_model_card(run: Run, recipe: Recipe | None) -> None:
     labels = ", ".join(run.labels[:20]) + (", …" if len(run.labels) > 20 else "")
     origin = run.config.get("origin", {})
     # The Hub knows licences by names in small letters.
-    licence = f"license: {origin['licence'].split()[0].lower()}\n" if "licence" in origin else ""
+    named = (run.config.get("licence") or origin.get("licence", "")).split()
+    head = f"license: {named[0].lower()}\n" if named else ""
+    start = str(run.config.get("start", ""))
+    if start.startswith(HUB):
+        head += f"base_model: {'/'.join(start.removeprefix(HUB).split('/')[:2])}\n"
     card = f"""---
 library_name: mobilenets
 pipeline_tag: image-classification
-{licence}\
+{head}\
 tags: [mobilenet, {run.task.name}]
 ---
 

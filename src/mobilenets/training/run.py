@@ -82,6 +82,7 @@ class Run:
         data: Mapping[str, Any],
         *,
         start: str = "",
+        licence: str = "",
         overwrite: bool = False,
         write: bool = True,
     ) -> Self:
@@ -90,6 +91,7 @@ class Run:
         Args:
             data: where the data came from, to find and know it again.
             start: the weights it starts from, where it starts from any.
+            licence: that of those weights, where it is known.
             overwrite: replace a run that is there already; nothing but a run is ever replaced.
             write: whether to touch the disk; of several processes that train together, one does.
 
@@ -97,8 +99,7 @@ class Run:
             ValueError: the folder holds something.
         """
         more = {"data": dict(data), "recipe": recipe.name, "seed": recipe.seed}
-        if start:
-            more["start"] = start
+        more |= {key: value for key, value in (("start", start), ("licence", licence)) if value}
         run = cls._new(Path(folder), task, spec, more)
         if write:
             run._clear(overwrite=overwrite)

@@ -68,7 +68,8 @@ class Session:
             assert not missing.unexpected_keys
             assert not any(key.startswith("body.") for key in missing.missing_keys)
             new_head = bool(missing.missing_keys)
-            unfold(model, data.train)
+            if fine_tuning is None or fine_tuning.thaw is not None:
+                unfold(model, data.train)
         if recipe.whiten:
             first = freeze_first_layer(model)
             if weights is None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from mobilenets.data.files import read_json
+from mobilenets.training.model_card import write_model_card
 from mobilenets.training.run import Run, check_free
 from mobilenets.weights.download import NotThereError, fetch_file
 from mobilenets.weights.registry import HUB, PUBLISHED_WEIGHTS, PublishedFile
@@ -21,10 +22,15 @@ NEEDED = ("config.json", "model.safetensors")
 SHARED = (*NEEDED, "README.md", "recipe.yaml", "validation.json")
 
 
-def push(run: Run, target: str, *, private: bool = False, overwrite: bool = False) -> str:
+def push(
+    run: Run, target: str, *, private: bool = False, licence: str = "", overwrite: bool = False
+) -> str:
     """Give a run away: to a folder, or to `hf://OWNER/NAME` on the Hub.
 
     The model is loaded before, so that nothing goes out that can't be used. Returns where it is.
+
+    Args:
+        licence: stands in the card and in `config.json` of what is given away.
 
     Raises:
         ValueError: the run is damaged, the folder is taken, or the Hub refuses.
@@ -37,6 +43,11 @@ def push(run: Run, target: str, *, private: bool = False, overwrite: bool = Fals
             source = run.folder / name
             if source.is_file():
                 shutil.copyfile(source, copy / name)
+        if licence:
+            given = Run.load(copy)
+            given.config["licence"] = licence
+            given.save_config()
+            write_model_card(given, None if "origin" in given.config else given.recipe)
         _forget_places(copy)
         _replace(copy / "README.md", f'Run.load("{run.folder.name}")', f'Run.load("{copy.name}")')
         if target.startswith(HUB):

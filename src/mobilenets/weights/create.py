@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mobilenets.architecture.network import PAPER_DROPOUT, MobileNet
 from mobilenets.architecture.spec import MobileNetSpec
+from mobilenets.weights.imported import ImportedWeights, Said
 from mobilenets.weights.load import load_weights
 from mobilenets.weights.state import STEM, load_strictly, read_safetensors, split_head
 
@@ -46,9 +47,9 @@ def create_model(
     if weights is not None:
         state = _plain_state(Path(weights))
         if state is None:
-            imported = load_weights(weights, resolution=spec.height)
+            imported = load_weights(weights, said=Said(resolution=spec.height))
             state = imported.state
-            spec = _agreed(spec, imported.spec, str(weights), named=isinstance(model, str))
+            spec = _agreed(spec, imported, str(weights), named=isinstance(model, str))
     network = MobileNet(spec, num_classes, dropout=dropout)
     if state is not None:
         if new_classifier:
@@ -70,16 +71,17 @@ def _plain_state(path: Path) -> dict[str, Tensor] | None:
 
 
 def _agreed(
-    wanted: MobileNetSpec, found: MobileNetSpec, origin: str, *, named: bool
+    wanted: MobileNetSpec, found: ImportedWeights, origin: str, *, named: bool
 ) -> MobileNetSpec:
     """The wanted specification with what its name does not hold, which weights bring along."""
-    ours, theirs = wanted.to_dict(), found.to_dict()
+    ours, theirs = wanted.to_dict(), found.spec.to_dict()
     untold = ("rounding", "activation", "padding", "batch_norm_epsilon", "input_channels")
-    if named:
-        return replace(wanted, **{name: theirs[name] for name in untold})
+    told = ("total_stride",) if "total_stride" in found.sure else ()
     other = [
-        f"{name} {theirs[name]} for {ours[name]}" for name in untold if theirs[name] != ours[name]
+        f"{name.replace('_', ' ')} {theirs[name]} for {ours[name]}"
+        for name in (*told, *(() if named else untold))
+        if theirs[name] != ours[name]
     ]
     if other:
         raise ValueError(f"{origin} does not fit this model: it has {', '.join(other)}")
-    return wanted
+    return replace(wanted, **{name: theirs[name] for name in untold})

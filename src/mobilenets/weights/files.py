@@ -6,20 +6,28 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast, get_args
+from typing import Any, get_args
 
+from mobilenets.architecture.body import Padding
+from mobilenets.architecture.preprocessing import ChannelOrder
 from mobilenets.architecture.spec import Activation
-from mobilenets.weights.imported import BACKGROUND, ForeignWeights, ImportedWeights, fit
+from mobilenets.weights.imported import (
+    BACKGROUND,
+    ForeignWeights,
+    ImportedWeights,
+    Said,
+    fit,
+)
 
 _TFLITE, _HDF5 = b"TFL3", b"\x89HDF"
+NOTHING_SAID = Said()
 
 
 def import_weights(
     paths: Sequence[Path],
     *,
     labels: Sequence[str] = (),
-    activation: Activation | None = None,
-    resolution: int | None = None,
+    said: Said = NOTHING_SAID,
     keep_background: bool = False,
 ) -> ImportedWeights:
     """Read weights of TensorFlow Lite, Keras, timm, Hugging Face or a PyTorch re-implementation.
@@ -27,8 +35,7 @@ def import_weights(
     Args:
         paths: one file; of TensorFlow Lite also several that hold the model in turn, body first.
         labels: class names, where the file has none; ImageNet's by default for 1,000 classes.
-        activation: where the weights of a project can't tell.
-        resolution: input side, where the file can't tell; 224 by default.
+        said: what the file can't tell, such as the activation of an unknown project's weights.
         keep_background: keep TensorFlow's class 0 of 1,001.
 
     Raises:
@@ -45,23 +52,67 @@ def import_weights(
     elif kinds == {"keras"}:
         from mobilenets.weights.keras_file import read_keras
 
-        foreign = read_keras(paths[0], resolution=resolution)
+        foreign = read_keras(paths[0], resolution=said.resolution)
     else:
         from mobilenets.weights.torch_file import read_torch
 
-        foreign = read_torch(paths[0], activation=activation, resolution=resolution or 224)
-    return fit(_labelled(foreign, labels), keep_background=keep_background)
+        foreign = read_torch(paths[0], resolution=said.resolution)
+    foreign = _labelled(foreign.as_said(said), labels)
+    if foreign.activation is None:
+        # A network of another family is told first.
+        fit(replace(foreign, activation="relu"))
+        raise ValueError(
+            f"{foreign.origin}: its layers are named as in no project that is known, and weights don't tell "
+            "the activation: give it with --activation relu, relu6 or leaky"
+        )
+    return fit(foreign, keep_background=keep_background)
 
 
-def activation_choice(text: str | None) -> Activation | None:
-    """Check an activation that someone wrote.
+def parse_said(
+    *,
+    activation: str | None = None,
+    padding: str | None = None,
+    total_stride: int | None = None,
+    batch_norm_epsilon: float | None = None,
+    resolution: int | None = None,
+    channels: str | None = None,
+    mean: str | None = None,
+    std: str | None = None,
+) -> Said:
+    """What someone wrote about weights; means and deviations as numbers with commas between.
 
     Raises:
-        ValueError: there is no such activation.
+        ValueError: it can't be so.
+
+    >>> parse_said(channels="BGR", mean="0.5").mean
+    (0.5,)
     """
-    if text is None or text in get_args(Activation):
-        return cast(Activation | None, text)
-    raise ValueError(f"the activation is relu, relu6 or leaky, not {text!r}")
+    return Said(
+        activation=_choice("activation", activation, Activation),
+        padding=_choice("padding", padding, Padding),
+        total_stride=total_stride,
+        batch_norm_epsilon=batch_norm_epsilon,
+        resolution=resolution,
+        channels=_choice("order of channels", channels, ChannelOrder),
+        mean=_numbers("mean", mean),
+        std=_numbers("std", std),
+    )
+
+
+def _choice(what: str, text: str | None, kind: Any) -> Any:
+    *most, last = get_args(kind)
+    if text is None or text in (*most, last):
+        return text
+    raise ValueError(f"the {what} is {', '.join(most)} or {last}, not {text!r}")
+
+
+def _numbers(what: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError:
+        raise ValueError(f"{what} is one number or one a channel, 0.485,0.456,0.406, not {text!r}") from None
 
 
 def read_labels(path: Path) -> list[str]:
@@ -97,10 +148,12 @@ def _kind(path: Path) -> str:
         return "tflite"
     if start.startswith(_HDF5):
         return "keras"
-    if zipfile.is_zipfile(path):
+    try:
         with zipfile.ZipFile(path) as archive:
             return "keras" if "model.weights.h5" in archive.namelist() else "torch"
-    return "torch"
+    except zipfile.BadZipFile:
+        # PyTorch's older pickles are none, and its reader says what is wrong with a damaged one.
+        return "torch"
 
 
 def _labelled(foreign: ForeignWeights, labels: Sequence[str]) -> ForeignWeights:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mobilenets.architecture.body import Padding, Variant
 from mobilenets.architecture.layer_rows import Layer, layers_of
-from mobilenets.architecture.preprocessing import Preprocessing
+from mobilenets.architecture.preprocessing import ChannelOrder, Preprocessing
 from mobilenets.architecture.spec import Activation, MobileNetSpec, Rounding
 
 BACKGROUND = 1001
@@ -34,8 +34,31 @@ class Norm:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Said:
+    """What someone says of weights, where their file can't tell; None where nothing is said.
+
+    Args:
+        resolution: input side in pixels.
+        mean, std: in the unit of `pixel / 255`, one for each channel or one for all.
+    """
+
+    activation: Activation | None = None
+    padding: Padding | None = None
+    total_stride: int | None = None
+    batch_norm_epsilon: float | None = None
+    resolution: int | None = None
+    channels: ChannelOrder | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+# What of a network leaves no trace in the shapes of its weights.
+TRACELESS = ("activation", "padding", "total_stride", "batch_norm_epsilon")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Convolution:
-    """One convolution and what follows it: a batch norm, or a bias where one has been folded in.
+    """One convolution and what follows it: a batch norm, or a bias where one has been folded in, or both.
 
     Args:
         name: in the file, for messages.
@@ -56,19 +79,47 @@ class ForeignWeights:
         origin: the file, for messages.
         convolutions: of the body, in the order of the network.
         classifier: weight (K, C) and bias (K,), where there is one.
+        activation: None where the file can't tell.
         labels: class names, as many as the classifier has outputs; none where the file has none.
+        strides: of each convolution, where the file has them.
+        sure: what of `TRACELESS` the file or its project settles; the rest is the likeliest.
     """
 
     origin: str
     convolutions: Sequence[Convolution]
     classifier: tuple[Tensor, Tensor] | None
-    activation: Activation
+    activation: Activation | None
     padding: Padding
     batch_norm_epsilon: float
     resolution: int | tuple[int, int]
     preprocessing: Preprocessing
     labels: Sequence[str] = ()
     total_stride: int = 32
+    strides: Sequence[int] = ()
+    sure: frozenset[str] = frozenset()
+
+    def as_said(self, said: Said) -> ForeignWeights:
+        """With what someone says of them.
+
+        Raises:
+            ValueError: the file says otherwise.
+        """
+        given = {name: value for name, value in vars(said).items() if value is not None}
+        for name in TRACELESS:
+            own = getattr(self, name)
+            if name in self.sure and given.get(name, own) != own:
+                raise ValueError(
+                    f"{self.origin}: its {name.replace('_', ' ')} is {own}, not {given[name]}"
+                )
+        preprocessing = self.preprocessing
+        if said.channels is not None:
+            preprocessing = replace(preprocessing, channels=said.channels)
+        for name in ("mean", "std"):
+            if name in given:
+                values = given[name] * (preprocessing.channel_count if len(given[name]) == 1 else 1)
+                preprocessing = replace(preprocessing, **{name: values})
+        spec = {name: given[name] for name in TRACELESS if name in given}
+        return replace(self, preprocessing=preprocessing, **spec)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +129,16 @@ class ImportedWeights:
     Args:
         state: for `MobileNet(spec, classes)`; without a classifier, for its body.
         labels: class names by index, or none.
+        sure: what of `TRACELESS` is known, and not the likeliest guess.
+        licence: where it is known.
     """
 
     spec: MobileNetSpec
     state: Mapping[str, Tensor]
     preprocessing: Preprocessing
     labels: tuple[str, ...]
+    sure: frozenset[str] = frozenset(TRACELESS)
+    licence: str = ""
 
     @property
     def classes(self) -> int | None:
@@ -96,7 +151,7 @@ class ImportedWeights:
 def fit(foreign: ForeignWeights, *, keep_background: bool = False) -> ImportedWeights:
     """Find the member of the family that the convolutions are of, and name them as ours.
 
-    Of 1,001 outputs the first is TensorFlow's background, which is dropped: the softmax over the other
+    The activation must be known by now. Of 1,001 outputs the first is TensorFlow's background, which is dropped: the softmax over the other
     1,000 is what remains.
 
     Args:
@@ -126,7 +181,11 @@ def fit(foreign: ForeignWeights, *, keep_background: bool = False) -> ImportedWe
         state |= {"classifier.weight": weight_KC, "classifier.bias": bias_K}
     state = {name: value.detach().clone().contiguous() for name, value in state.items()}
     return ImportedWeights(
-        spec=spec, state=state, preprocessing=foreign.preprocessing, labels=labels
+        spec=spec,
+        state=state,
+        preprocessing=foreign.preprocessing,
+        labels=labels,
+        sure=foreign.sure,
     )
 
 
@@ -141,6 +200,7 @@ def _member(foreign: ForeignWeights) -> tuple[MobileNetSpec, tuple[Layer, ...]]:
         expected = [_shape(layer) for layer in layers]
         agree = sum(1 for a, b in zip(shapes, expected, strict=False) if a == b)
         if shapes == expected:
+            _check_strides(foreign, spec, layers)
             return spec, layers
         first = next(
             (i for i, (a, b) in enumerate(zip(shapes, expected, strict=False)) if a != b), None
@@ -157,9 +217,24 @@ def _member(foreign: ForeignWeights) -> tuple[MobileNetSpec, tuple[Layer, ...]]:
     raise ValueError(f"{foreign.origin}: not a MobileNet V1, {best[1]}")
 
 
+def _check_strides(
+    foreign: ForeignWeights, spec: MobileNetSpec, layers: Sequence[Layer]
+) -> None:
+    if not foreign.strides:
+        return
+    for convolution, stride, layer in zip(
+        foreign.convolutions, foreign.strides, layers, strict=True
+    ):
+        if stride != layer.stride:
+            raise ValueError(
+                f"{foreign.origin}: {convolution.name} has stride {stride} where {spec} has {layer.stride}"
+            )
+
+
 def _candidates(
     foreign: ForeignWeights, shapes: Sequence[tuple[int, ...]]
 ) -> Iterator[MobileNetSpec]:
+    assert foreign.activation is not None
     last = shapes[-1][0]
     # A width of 0.35 gives 358 channels, and 358 / 1024 is another number: try what people write first.
     widths = dict.fromkeys(
@@ -207,6 +282,9 @@ def _unit_state(name: str, convolution: Convolution, epsilon: float) -> dict[str
             mean=torch.zeros(channels),
             variance=torch.full((channels,), 1 - epsilon),
         )
+    elif convolution.bias is not None:
+        # Batch norm takes the mean away: of a bias before it is left what the mean lacks.
+        norm = replace(norm, mean=norm.mean - convolution.bias)
     values = {
         "weight": norm.scale,
         "bias": norm.shift,

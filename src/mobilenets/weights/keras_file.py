@@ -6,6 +6,7 @@ The HDF5 file is read as the data structure that it is; no Keras is involved.
 from __future__ import annotations
 
 import io
+import json
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -17,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 
 from mobilenets.architecture.preprocessing import Preprocessing, channel_order
-from mobilenets.weights.imported import INSTALL, Convolution, ForeignWeights, Norm
+from mobilenets.weights.imported import INSTALL, TRACELESS, Convolution, ForeignWeights, Norm
 
-_WEIGHTS_IN_ARCHIVE = "model.weights.h5"
+_WEIGHTS_IN_ARCHIVE, _CONFIG_IN_ARCHIVE = "model.weights.h5", "config.json"
 # Keras Applications' own file names end in alpha and size: mobilenet_5_0_160_tf.h5.
 _FILE_NAME = re.compile(r"mobilenet_\d_\d_(\d{3})_tf")
 Arrays = list[NDArray[np.float32]]
@@ -29,7 +30,7 @@ def read_keras(path: Path, *, resolution: int | None = None) -> ForeignWeights:
     """Read a MobileNet of Keras Applications.
 
     Args:
-        resolution: input side; None takes it from the file's name, else 224.
+        resolution: input side; None takes what the file says, else its name, else 224.
 
     Raises:
         ValueError: the file is truncated, or of another network.
@@ -41,20 +42,25 @@ def read_keras(path: Path, *, resolution: int | None = None) -> ForeignWeights:
         raise ImportError(f"reading Keras files needs the package h5py: {INSTALL}") from None
     if not path.is_file():
         raise ValueError(f"{path}: there is no such weights file")
+    told = None
     try:
         source: Any = path
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 source = io.BytesIO(archive.read(_WEIGHTS_IN_ARCHIVE))
+                if _CONFIG_IN_ARCHIVE in archive.namelist():
+                    told = _sides(archive.read(_CONFIG_IN_ARCHIVE))
         with h5py.File(source, "r") as file:
             layers = list(_layers(file))
-    except (OSError, KeyError, zipfile.BadZipFile, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:160]
+            told = told or _sides(file.attrs.get("model_config", ""))
+    # A damaged file, or one of something else, fails wherever the reader happens to be.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise ValueError(f"{path}: not a whole Keras file ({reason})") from None
     convolutions, classifier = _in_turn(layers, path)
-    if resolution is None:
-        named = _FILE_NAME.search(path.name)
-        resolution = int(named[1]) if named else 224
+    named = _FILE_NAME.search(path.name)
+    by_name = int(named[1]) if named else 224
+    height, width = (resolution, resolution) if resolution else told or (by_name, by_name)
     channels = convolutions[0].weight.shape[1]
     return ForeignWeights(
         origin=str(path),
@@ -63,15 +69,26 @@ def read_keras(path: Path, *, resolution: int | None = None) -> ForeignWeights:
         activation="relu6",
         padding="keras",
         batch_norm_epsilon=1e-3,
-        resolution=resolution,
+        resolution=height if height == width else (height, width),
+        sure=frozenset(TRACELESS),
         preprocessing=Preprocessing(
-            resolution,
-            resolution,
+            height,
+            width,
             channels=channel_order(channels),
             mean=(0.5,) * channels,
             std=(0.5,) * channels,
         ),
     )
+
+
+def _sides(config: str | bytes) -> tuple[int, int] | None:
+    """Height and width of the input by Keras' description of the model; None where it has none."""
+    if not config:
+        return None
+    first = json.loads(config)["config"]["layers"][0]["config"]
+    shape = first.get("batch_shape") or first.get("batch_input_shape") or ()
+    sides = [side for side in shape[1:3] if side]
+    return (int(sides[0]), int(sides[1])) if len(sides) == 2 else None
 
 
 def _layers(file: Any) -> Iterator[tuple[str, Arrays]]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from mobilenets.architecture.preprocessing import Preprocessing
-from mobilenets.architecture.spec import Activation, MobileNetSpec
+from mobilenets.architecture.spec import MobileNetSpec
 from mobilenets.data.files import read_json
-from mobilenets.weights.download import fetch, fetch_file
-from mobilenets.weights.files import import_weights
-from mobilenets.weights.imported import ImportedWeights
+from mobilenets.weights.download import NotThereError, fetch, fetch_file
+from mobilenets.weights.files import NOTHING_SAID, import_weights
+from mobilenets.weights.imported import ImportedWeights, Said
 from mobilenets.weights.registry import HUB, PublishedFile, find_weights
 from mobilenets.weights.state import read_safetensors
 
@@ -23,8 +25,7 @@ def load_weights(
     reference: str | Path,
     *,
     labels: Sequence[str] = (),
-    activation: Activation | None = None,
-    resolution: int | None = None,
+    said: Said = NOTHING_SAID,
     keep_background: bool = False,
 ) -> ImportedWeights:
     """Weights from where they are, downloaded where they must be.
@@ -32,14 +33,14 @@ def load_weights(
     Args:
         reference: published weights such as `keras/0.5-160`; a run folder; a file of any project that
             `import_weights` reads; an address; `hf://OWNER/NAME` or `hf://OWNER/NAME/FILE` on the Hub.
-        labels, activation, resolution, keep_background: as of `import_weights`; a run has its own.
+        labels, said, keep_background: as of `import_weights`; a run has its own.
 
     Raises:
         ValueError: one sentence that names the file or address and says what is wrong with it.
         ImportError: a package that knows the format is missing; it says how to install it.
     """
     text, path = str(reference), Path(reference)
-    files = [path]
+    files, licence = [path], ""
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ValueError(f"{path} is not a run: it has no config.json")
@@ -54,21 +55,23 @@ def load_weights(
         elif _REPOSITORY.fullmatch(text):
             config = fetch_file(PublishedFile(address=f"{text.rstrip('/')}/config.json"))
             weights = fetch_file(PublishedFile(address=f"{text.rstrip('/')}/model.safetensors"))
-            if "spec" in read_json(config):
+            settings = read_json(config)
+            if "spec" in settings:
                 return read_run(weights.parent)
+            # timm keeps all in one file.
+            if "pretrained_cfg" not in settings:
+                beside = f"{text.rstrip('/')}/preprocessor_config.json"
+                with suppress(NotThereError):
+                    fetch_file(PublishedFile(address=beside))
             files = [weights]
         elif text.startswith(HUB):
             files = [fetch_file(PublishedFile(address=text))]
         elif _PUBLISHED.fullmatch(text):
             entry = find_weights(text)
-            files, resolution = fetch(entry), resolution or entry.spec.height
-    return import_weights(
-        files,
-        labels=labels,
-        activation=activation,
-        resolution=resolution,
-        keep_background=keep_background,
-    )
+            files, licence = fetch(entry), entry.licence
+            said = replace(said, resolution=said.resolution or entry.spec.height)
+    imported = import_weights(files, labels=labels, said=said, keep_background=keep_background)
+    return replace(imported, licence=licence)
 
 
 def read_run(folder: Path) -> ImportedWeights:
@@ -91,4 +94,5 @@ def read_run(folder: Path) -> ImportedWeights:
         state=read_safetensors(folder / "model.safetensors"),
         preprocessing=preprocessing,
         labels=labels,
+        licence=config.get("licence") or config.get("origin", {}).get("licence", ""),
     )

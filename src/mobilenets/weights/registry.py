@@ -244,6 +244,7 @@ def _timm(width: float, name: str, top1: float, top5: float | None) -> Published
         source="timm",
         spec=MobileNetSpec(width, 224, activation="relu6"),
         files=(PublishedFile(address=f"{HUB}{repository}/model.safetensors"),),
+        beside=(PublishedFile(address=f"{HUB}{repository}/config.json"),),
         licence=_APACHE,
         input="RGB, x / 127.5 - 1, bicubic",
         outputs=1000,

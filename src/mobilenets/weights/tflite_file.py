@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from mobilenets.architecture.body import Padding
 from mobilenets.architecture.preprocessing import Preprocessing, channel_order
 from mobilenets.architecture.spec import Activation
-from mobilenets.weights.imported import INSTALL, Convolution, ForeignWeights
+from mobilenets.weights.imported import INSTALL, TRACELESS, Convolution, ForeignWeights
 
 _IDENTIFIER = b"TFL3"
 # Behind the classifier, or where a quantised file begins and ends, these change no weights.
 _PASSED_OVER = ("RESHAPE", "SQUEEZE", "SOFTMAX", "QUANTIZE", "DEQUANTIZE")
 _POOLS = ("AVERAGE_POOL_2D", "MEAN")
-_TYPES = {0: np.float32, 1: np.float16, 2: np.int32, 3: np.uint8, 9: np.int8}
+_INT8 = 9
+_TYPES = {0: np.float32, 1: np.float16, 2: np.int32, 3: np.uint8, _INT8: np.int8}
 
 
 @dataclass
@@ -71,9 +72,7 @@ def read_tflite(paths: Sequence[Path]) -> ForeignWeights:
     if len(chain.activations) != 1:
         kinds = ", ".join(sorted(chain.activations))
         raise ValueError(f"{origin}: its layers have different activations ({kinds})")
-    shape, scale, zero = chain.input
-    height, width, channels = shape[1:]
-    mean, std = (0.5, 0.5) if scale is None else (zero / 255, 1 / (255 * scale))
+    (height, width, channels), mean, std = chain.input
     return ForeignWeights(
         origin=origin,
         convolutions=chain.convolutions,
@@ -83,6 +82,9 @@ def read_tflite(paths: Sequence[Path]) -> ForeignWeights:
         batch_norm_epsilon=1e-3,
         resolution=height if height == width else (height, width),
         total_stride=math.prod(chain.strides),
+        strides=chain.strides,
+        # Folded, batch norm has no epsilon left that would matter.
+        sure=frozenset(TRACELESS),
         preprocessing=Preprocessing(
             height,
             width,
@@ -109,13 +111,15 @@ class _File:
                 f"{path}: it has {model.SubgraphsLength()} graphs, and one is expected"
             )
         self._graph = model.Subgraphs(0)
+        # Of constants that the file turns into floats itself, as its form of 16-bit floats does.
+        self._behind: dict[int, int] = {}
 
     def read_into(self, chain: _Chain) -> None:
         graph = self._graph
         last = int(graph.Inputs(0))
         if chain.input is None:
             chain.input = self._input(last)
-            if chain.input[0][1:3] == (1, 1):
+            if chain.input[0][:2] == (1, 1):
                 raise ValueError(
                     f"{self._path}: it begins with features, not with an image: name the file with "
                     "the body before it"
@@ -125,6 +129,9 @@ class _File:
             operator = graph.Operators(index)
             kind = self._kind(operator)
             inputs = operator.InputsAsNumpy()
+            if kind == "DEQUANTIZE" and self._is_constant(int(inputs[0])):
+                self._behind[int(operator.Outputs(0))] = int(inputs[0])
+                continue
             if inputs[0] != last:
                 raise ValueError(
                     f"{self._path}: operator {index} ({kind}) branches off, as a detector's do; "
@@ -164,6 +171,10 @@ class _File:
         order = (3, 0, 1, 2) if kind == "DEPTHWISE_CONV_2D" else (0, 3, 1, 2)
         weight = torch.from_numpy(values.transpose(order).copy())
         stride = int(options.StrideH())
+        if options.DilationHFactor() != 1 or options.StrideW() != stride:
+            raise ValueError(
+                f"{self._path}: {name} is dilated, or has two strides, as no layer of MobileNet V1"
+            )
         chain.convolutions.append(Convolution(name=name, weight=weight, bias=bias))
         chain.strides.append(stride)
         chain.activations.add(activation)
@@ -204,7 +215,8 @@ class _File:
             return str(code.CustomCode().decode())
         return str(self._tflite.opcode2name(number))
 
-    def _input(self, index: int) -> tuple[tuple[int, ...], float | None, int]:
+    def _input(self, index: int) -> tuple[tuple[int, ...], float, float]:
+        """Height, width and channels; mean and deviation of what the file takes, in the unit of pixel / 255."""
         tensor = self._graph.Tensors(index)
         shape = tuple(int(side) for side in tensor.ShapeAsNumpy())
         if len(shape) != 4:
@@ -212,12 +224,19 @@ class _File:
                 f"{self._path}: its input has shape {shape}, and an image has four sides"
             )
         quantization = tensor.Quantization()
-        if quantization is None or quantization.ScaleIsNone() or tensor.Type() != 3:
-            return shape, None, 0
-        return shape, float(quantization.Scale(0)), int(quantization.ZeroPoint(0))
+        if quantization is None or quantization.ScaleIsNone():
+            return shape[1:], 0.5, 0.5
+        # Of signed integers, pixel 0 is -128.
+        least = -128 if tensor.Type() == _INT8 else 0
+        zero = int(quantization.ZeroPoint(0)) - least
+        return shape[1:], zero / 255, 1 / (255 * float(quantization.Scale(0)))
+
+    def _is_constant(self, index: int) -> bool:
+        return not self._model.Buffers(self._graph.Tensors(index).Buffer()).DataIsNone()
 
     def _values(self, index: int) -> NDArray[Any]:
         """A constant tensor as floats, or as integers where it is not quantised."""
+        index = self._behind.get(index, index)
         tensor = self._graph.Tensors(index)
         name, kind = tensor.Name().decode(), tensor.Type()
         if kind not in _TYPES:

@@ -20,10 +20,11 @@ from mobilenets.architecture.body import Padding
 from mobilenets.architecture.preprocessing import Interpolation, Preprocessing, channel_order
 from mobilenets.architecture.spec import Activation
 from mobilenets.data.files import read_json
-from mobilenets.weights.imported import Convolution, ForeignWeights, Norm
+from mobilenets.weights.imported import TRACELESS, Convolution, ForeignWeights, Norm
 from mobilenets.weights.state import read_safetensors
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 HALF = (0.5, 0.5, 0.5)
 # What trainers wrap their weights in.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "weights")
@@ -37,6 +38,7 @@ class Dialect:
         units: patterns of a convolution's name, stem first, and its batch norm's in terms of their groups.
             Within a block they stand in the order of computation.
         activation: None where the project's weights come with several.
+        settled: whether all its networks have that activation, padding and stride; people copy and alter others.
     """
 
     name: str
@@ -48,6 +50,10 @@ class Dialect:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     interpolation: Interpolation = "bilinear"
+    crop_fraction: float = 0.875
+    resolution: int = 224
+    total_stride: int = 32
+    settled: bool = False
 
     def order(self, names: Sequence[str]) -> list[tuple[str, str]] | None:
         """Convolutions and their batch norms in the order of the network; None if it is another dialect."""
@@ -77,6 +83,7 @@ DIALECTS = (
         mean=HALF,
         std=HALF,
         interpolation="bicubic",
+        settled=True,
     ),
     Dialect(
         name="Hugging Face",
@@ -93,6 +100,7 @@ DIALECTS = (
         batch_norm_epsilon=1e-3,
         mean=HALF,
         std=HALF,
+        settled=True,
     ),
     Dialect(
         name="kuangliu/pytorch-cifar",
@@ -103,6 +111,12 @@ DIALECTS = (
         ),
         classifier="linear",
         activation="relu",
+        # For CIFAR-10: its first layer has stride 1.
+        total_stride=16,
+        resolution=32,
+        mean=CIFAR_MEAN,
+        std=CIFAR_STD,
+        crop_fraction=1.0,
     ),
     Dialect(
         name="marvis/pytorch-mobilenet",
@@ -127,24 +141,19 @@ DIALECTS = (
 )
 
 
-def read_torch(
-    path: Path,
-    *,
-    activation: Activation | None = None,
-    resolution: int = 224,
-) -> ForeignWeights:
+def read_torch(path: Path, *, resolution: int | None = None) -> ForeignWeights:
     """Read a PyTorch state dict, from a pickle or a `.safetensors` file.
 
-    Beside the file, Hugging Face's `config.json` and `preprocessor_config.json` are read where they are.
+    Beside the file, timm's and Hugging Face's `config.json` and `preprocessor_config.json` are read where they are.
 
     Args:
-        activation: what the network was trained with, where the weights of a project can't tell.
+        resolution: input side; None takes what the project or the files beside it say.
 
     Raises:
-        ValueError: the file is damaged, holds code, or is no MobileNet's; or the activation must be given.
+        ValueError: the file is damaged, holds code, or is no MobileNet's.
     """
     state = _state(path)
-    names = [name.removesuffix(".weight") for name, value in state.items() if value.ndim == 4]
+    names = _convolutions(state)
     if not names:
         raise ValueError(f"{path}: it has no convolutions")
     for dialect in DIALECTS:
@@ -155,12 +164,8 @@ def read_torch(
             break
     else:
         dialect, order = _in_its_own_order(state)
-    chosen = activation or dialect.activation
-    if chosen is None:
-        raise ValueError(
-            f"{path}: its layers are named as in no project that is known, and weights don't tell the "
-            "activation: give it with --activation relu, relu6 or leaky"
-        )
+        if not order:
+            raise ValueError(f"{path}: not a MobileNet V1, it has no batch norms")
     convolutions = [
         Convolution(
             name=name,
@@ -180,13 +185,31 @@ def read_torch(
         origin=str(path),
         convolutions=convolutions,
         classifier=classifier,
-        activation=chosen,
+        activation=dialect.activation,
         padding=dialect.padding,
         batch_norm_epsilon=dialect.batch_norm_epsilon,
-        resolution=resolution,
-        preprocessing=_preprocessing(dialect, resolution, channels),
+        resolution=resolution or dialect.resolution,
+        total_stride=dialect.total_stride,
+        sure=frozenset(TRACELESS if dialect.settled else ()),
+        preprocessing=_preprocessing(dialect, resolution or dialect.resolution, channels),
     )
-    return _with_hugging_face_config(foreign, path) if dialect.name == "Hugging Face" else foreign
+    settings = {"Hugging Face": _with_hugging_face_config, "timm": _with_timm_config}
+    if dialect.name not in settings:
+        return foreign
+    try:
+        return settings[dialect.name](foreign, path.parent, resolution)
+    except (TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(
+            f"{path.parent}: the settings beside the weights are not as {dialect.name} writes them ({error})"
+        ) from None
+
+
+def _convolutions(state: Mapping[str, Tensor]) -> list[str]:
+    return [
+        name.removesuffix(".weight")
+        for name, value in state.items()
+        if value.ndim == 4 and name.endswith(".weight")
+    ]
 
 
 def _state(path: Path) -> dict[str, Tensor]:
@@ -224,9 +247,14 @@ def _state(path: Path) -> dict[str, Tensor]:
 def _in_its_own_order(state: Mapping[str, Tensor]) -> tuple[Dialect, list[tuple[str, str]]]:
     """Convolutions as they stand in the file, each with the batch norm behind it."""
     norms = [name.removesuffix(".running_mean") for name in state if name.endswith(".running_mean")]
-    names = [name.removesuffix(".weight") for name, value in state.items() if value.ndim == 4]
+    names = _convolutions(state)
     classifier = next(
-        (name.removesuffix(".weight") for name, value in state.items() if value.ndim == 2), ""
+        (
+            name.removesuffix(".weight")
+            for name, value in state.items()
+            if value.ndim == 2 and name.endswith(".weight")
+        ),
+        "",
     )
     if not classifier and len(names) == len(norms) + 1:
         classifier = names.pop()
@@ -254,30 +282,60 @@ def _preprocessing(dialect: Dialect, resolution: int, channels: int) -> Preproce
         resolution,
         channels=channel_order(channels),
         interpolation=dialect.interpolation,
+        crop_fraction=dialect.crop_fraction,
         mean=mean,
         std=std,
     )
 
 
-def _with_hugging_face_config(foreign: ForeignWeights, path: Path) -> ForeignWeights:
+def _with_timm_config(
+    foreign: ForeignWeights, folder: Path, resolution: int | None
+) -> ForeignWeights:
+    """What timm's `config.json` beside the weights says of the images, instead of the dialect's defaults."""
+    config = _json(folder / "config.json")
+    served = config.get("pretrained_cfg", {})
+    before = foreign.preprocessing
+    _, height, width = served.get("input_size", (3, before.height, before.width))
+    if resolution is not None:
+        height = width = resolution
+    return replace(
+        foreign,
+        resolution=height if height == width else (height, width),
+        labels=tuple(map(str, config.get("label_names", ()))),
+        preprocessing=replace(
+            before,
+            height=height,
+            width=width,
+            crop_fraction=served.get("crop_pct", before.crop_fraction),
+            interpolation=served.get("interpolation", before.interpolation),
+            mean=tuple(served.get("mean", before.mean)),
+            std=tuple(served.get("std", before.std)),
+        ),
+    )
+
+
+def _with_hugging_face_config(
+    foreign: ForeignWeights, folder: Path, resolution: int | None
+) -> ForeignWeights:
     """What the two JSON files beside the weights say, instead of the dialect's defaults.
 
     The dropout of 0.999 and batch norm's momentum of 0.9997 in Hugging Face's code are TensorFlow's shares
     the wrong way round (transformers#22767); neither is taken over.
     """
-    config = _json(path.parent / "config.json")
+    config = _json(folder / "config.json")
     activation = config.get("hidden_act", foreign.activation)
     if activation not in ("relu", "relu6"):
         raise ValueError(
-            f"{path.parent / 'config.json'}: hidden_act {activation!r} is not supported"
+            f"{folder / 'config.json'}: hidden_act {activation!r} is not supported"
         )
     labels = config.get("id2label", {})
-    served = _json(path.parent / "preprocessor_config.json")
-    size = served.get("crop_size") or {}
-    height = int(size.get("height", config.get("image_size", foreign.preprocessing.height)))
-    width = int(size.get("width", config.get("image_size", foreign.preprocessing.width)))
-    edge = (served.get("size") or {}).get("shortest_edge")
+    served = _json(folder / "preprocessor_config.json")
+    side = config.get("image_size", foreign.preprocessing.height)
+    height, width = _sides(served.get("crop_size"), side)
+    edge, _ = _sides(served.get("size"), 0)
     fraction = min(1.0, min(height, width) / edge) if edge else foreign.preprocessing.crop_fraction
+    if resolution is not None:
+        height = width = resolution
     return replace(
         foreign,
         activation=activation,
@@ -294,6 +352,14 @@ def _with_hugging_face_config(foreign: ForeignWeights, path: Path) -> ForeignWei
             std=tuple(served.get("image_std", foreign.preprocessing.std)),
         ),
     )
+
+
+def _sides(size: Any, default: int) -> tuple[int, int]:
+    """Height and width, of a number or of a mapping; the shorter edge stands for both."""
+    if not isinstance(size, Mapping):
+        size = {"shortest_edge": size or default}
+    edge = size.get("shortest_edge", default)
+    return int(size.get("height", edge)), int(size.get("width", edge))
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -45,6 +45,7 @@ from mobilenets.tasks.classification.plausibility import (
     FOLDS,
     MOST_WORK,
     Verdict,
+    feature_count,
     judge,
     network_features,
     pixel_features,
@@ -352,7 +353,9 @@ def _labels(
     noisy: bool,
 ) -> tuple[list[Finding], list[str]]:
     """Findings about implausible labels, and what was not checked."""
-    counted = Counter(item.label for item in readable)
+    # What many wrong labels are judged by must know nothing of the labels that results are measured on.
+    taught = [row for row, item in enumerate(readable) if not noisy or item.split == layout.train]
+    counted = Counter(readable[row].label for row in taught)
     fewest = FOLDS if noisy else FEWEST_IN_CLASS
     labels = [label for label in layout.labels if counted[label] >= fewest]
     if len(labels) < 2:
@@ -366,15 +369,16 @@ def _labels(
     rows = [row for row, item in enumerate(readable) if item.label in index]
     asked = [readable[row] for row in rows]
     targets_N = np.array([index[item.label] for item in asked], dtype=np.int64)
+    taught_N = np.isin(rows, taught)
+    if len(asked) * feature_count(network) * len(labels) > MOST_WORK:
+        return [], [f"labels: {len(asked):,} images of {len(labels):,} classes would take hours"]
     if network is None or preprocessing is None:
         features_NF, what = pixel_features(examined.thumbnails_NSS3[rows]), "pixels"
         hint = "; --run RUN gives it the features of a trained model"
     else:
         features_NF, what = network_features(asked, network, preprocessing), "the run's features"
         hint = ""
-    if features_NF.size * len(labels) > MOST_WORK:
-        return [], [f"labels: {len(asked):,} images of {len(labels):,} classes would take hours"]
-    verdict = judge(features_NF, targets_N, noisy=noisy)
+    verdict = judge(features_NF, targets_N, noisy=noisy, taught_N=taught_N)
     if not verdict.trusted:
         reason = (
             f"labels: a quick model on {what} is right on {100 * verdict.accuracy:.0f} % of "

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from mobilenets.architecture.layer_rows import layers_of
 from mobilenets.architecture.network import MobileNet
 from mobilenets.architecture.preprocessing import Preprocessing
 from mobilenets.data.doctor import Item
@@ -89,6 +90,17 @@ def pixel_features(thumbnails_NSS3: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.concatenate(blocks)
 
 
+def feature_count(network: nn.Module | None) -> int:
+    """Features of a network, or of the pixels without one.
+
+    >>> feature_count(None)
+    768
+    """
+    if isinstance(network, MobileNet):
+        return layers_of(network.spec, None)[-1].out_channels
+    return _CELLS * _CELLS * (_ANGLES + 3)
+
+
 def network_features(
     items: Sequence[Item], network: nn.Module, preprocessing: Preprocessing
 ) -> NDArray[np.float32]:
@@ -114,9 +126,13 @@ def network_features(
 
 
 def judge(
-    features_NF: NDArray[np.float32], targets_N: NDArray[np.int64], *, noisy: bool = False
+    features_NF: NDArray[np.float32],
+    targets_N: NDArray[np.int64],
+    *,
+    noisy: bool = False,
+    taught_N: NDArray[np.bool_] | None = None,
 ) -> Verdict:
-    """Ask the quick model about every label; each class needs at least five images.
+    """Ask the quick model about every label; each class needs at least five images to learn from.
 
     A label is in doubt where the model gives it at most 2 %, and another class at least 80 % and
     no less than it gives that class's own images on average (or 90 %).
@@ -125,6 +141,8 @@ def judge(
         noisy: many labels are expected to be wrong. One is in doubt where the likeliest of the
             classes that get at least what the model gives their own images on average is
             another (confident learning's rule).
+        taught_N: which images the quick model may learn from, by default all; the others are asked
+            about too, and what it is measured by is those that it learns from.
 
     >>> random = np.random.default_rng(0)
     >>> targets = np.repeat([0, 1], 300)
@@ -136,22 +154,27 @@ def judge(
     """
     penalty = PENALTY_AMONG_NOISE if noisy else PENALTY
     needed = _needed(int(targets_N.max()) + 1, TRUSTED_AMONG_NOISE if noisy else TRUSTED)
-    if len(targets_N) > 2 * PROBE:
-        # Far too weak a model is told from a part of the images, in a tenth of the time.
-        few = _stratified(targets_N, PROBE)
-        scores_NK = _out_of_fold(features_NF[few], targets_N[few], 1, penalty)
-        accuracy = _accuracy(scores_NK, targets_N[few])
-        if accuracy < needed - 0.1:
-            return Verdict((), accuracy, False, len(few))
-    repeats = REPEATS if len(targets_N) <= REPEATS_UP_TO else 1
-    scores_NK = _out_of_fold(features_NF, targets_N, repeats, penalty)
-    accuracy = _accuracy(scores_NK, targets_N)
-    if accuracy < needed:
-        return Verdict((), accuracy, False, len(targets_N))
     rows_N = np.arange(len(targets_N))
+    known_N = rows_N if taught_N is None else np.flatnonzero(taught_N)
+    if len(known_N) > 2 * PROBE:
+        # Far too weak a model is told from a part of the images, in a tenth of the time.
+        few_N = known_N[_stratified(targets_N[known_N], PROBE)]
+        all_N = np.arange(len(few_N))
+        scores_NK = _out_of_fold(features_NF[few_N], targets_N[few_N], all_N, 1, penalty)
+        accuracy = _accuracy(scores_NK, targets_N[few_N])
+        if accuracy < needed - 0.1:
+            return Verdict((), accuracy, False, len(few_N))
+    repeats = REPEATS if len(known_N) <= REPEATS_UP_TO else 1
+    scores_NK = _out_of_fold(features_NF, targets_N, known_N, repeats, penalty)
+    accuracy = _accuracy(scores_NK[known_N], targets_N[known_N])
+    if accuracy < needed:
+        return Verdict((), accuracy, False, len(known_N))
     given_N = scores_NK[rows_N, targets_N]
     usual_K = np.array(
-        [given_N[targets_N == target].mean() for target in range(scores_NK.shape[1])]
+        [
+            given_N[known_N][targets_N[known_N] == target].mean()
+            for target in range(scores_NK.shape[1])
+        ]
     )
     if noisy:
         likely_NK = np.where(scores_NK >= usual_K, scores_NK, 0)
@@ -168,7 +191,7 @@ def judge(
         for row in np.flatnonzero(doubtful_N)
     ]
     doubts.sort(key=lambda doubt: doubt.given_probability)
-    return Verdict(tuple(doubts), accuracy, True, len(targets_N))
+    return Verdict(tuple(doubts), accuracy, True, len(known_N))
 
 
 def _describe(levels_NSS3: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -202,9 +225,13 @@ def _describe(levels_NSS3: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _out_of_fold(
-    features_NF: NDArray[np.float32], targets_N: NDArray[np.int64], repeats: int, penalty: float
+    features_NF: NDArray[np.float32],
+    targets_N: NDArray[np.int64],
+    known_N: NDArray[np.int64],
+    repeats: int,
+    penalty: float,
 ) -> NDArray[np.float64]:
-    """Probabilities (N, K) from models that did not see the image."""
+    """Probabilities (N, K) from models that did not see the image, and learn from known ones alone."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold
@@ -212,6 +239,7 @@ def _out_of_fold(
     from threadpoolctl import threadpool_limits
 
     scores_NK = np.zeros((len(targets_N), int(targets_N.max()) + 1))
+    others_N = np.setdiff1d(np.arange(len(targets_N)), known_N)
     with (
         warnings.catch_warnings(),
         # On problems this small, threads wait for each other: two of them took eight times as long.
@@ -222,11 +250,15 @@ def _out_of_fold(
         warnings.simplefilter("ignore", ConvergenceWarning)
         for repeat in range(repeats):
             folds = StratifiedKFold(FOLDS, shuffle=True, random_state=repeat)
-            for known, asked in folds.split(features_NF, targets_N):
-                scaler = StandardScaler().fit(features_NF[known])
+            for taught, held_out in folds.split(known_N, targets_N[known_N]):
+                taught_N, asked_N = known_N[taught], known_N[held_out]
+                scaler = StandardScaler().fit(features_NF[taught_N])
                 model = LogisticRegression(C=penalty, class_weight="balanced", max_iter=200)
-                model.fit(scaler.transform(features_NF[known]), targets_N[known])
-                scores_NK[asked] += model.predict_proba(scaler.transform(features_NF[asked]))
+                model.fit(scaler.transform(features_NF[taught_N]), targets_N[taught_N])
+                for rows_N, share in ((asked_N, 1.0), (others_N, 1 / FOLDS)):
+                    if len(rows_N):
+                        inputs_NF = scaler.transform(features_NF[rows_N])
+                        scores_NK[rows_N] += share * model.predict_proba(inputs_NF)
                 advance(1)
     return scores_NK / repeats
 
