@@ -259,12 +259,17 @@ def colours(tmp_path_factory):
     random = np.random.default_rng(0)
     for name, labels in {"old": ("red", "green", "blue"), "new": ("cyan", "pink")}.items():
         for number, label in enumerate(labels):
-            (place / name / label).mkdir(parents=True)
             for image in range(15):
-                pixels = random.integers(0, 50, (16, 16, 3))
-                pixels[..., number] += 150
-                Image.fromarray(pixels.astype(np.uint8)).save(place / name / label / f"{image}.png")
+                paint(place / name / label / f"{image}.png", number, random)
     return place
+
+
+def paint(path, number, random):
+    """A photo whose colour tells its class, by number."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = random.integers(0, 50, (16, 16, 3))
+    pixels[..., number] += 150
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
 
 
 @pytest.fixture(scope="module")
@@ -394,6 +399,36 @@ def test_what_can_not_be_is_one_sentence(colours, old, tmp_path, capsys):
         error = capsys.readouterr().err
         assert says in error
         assert not run.exists() or not (run / "model.safetensors").exists()
+
+
+def test_from_noisy_photos_to_a_small_clean_set(old, tmp_path, capsys):
+    """Section 4.3 of the paper, by the commands of docs/weights.md."""
+    random = np.random.default_rng(1)
+    web, clean = tmp_path / "web", tmp_path / "clean"
+    wrong = set()
+    for number, (label, other) in enumerate((("cyan", "pink"), ("pink", "cyan"))):
+        for image in range(30):
+            shown = other if image < 6 else label
+            paint(web / "train" / shown / f"{label}-{image}.png", number, random)
+            if image < 6:
+                wrong.add(f"{label}-{image}.png")
+        for part, count in (("train", 4), ("test", 8)):
+            for image in range(count):
+                paint(clean / part / label / f"{image}.png", number, random)
+    shutil.copyfile(clean / "test" / "cyan" / "3.png", web / "train" / "cyan" / "leak.png")
+    shutil.copytree(clean / "test", web / "test")
+    assert cli(["doctor", str(web), "--noisy", "--run", str(old), "--fix", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    moved = {move["from"].rpartition("/")[2] for move in report["fix"]["moved"]}
+    assert "leak.png" in moved
+    assert len(moved & wrong) >= 10
+    assert len(moved - wrong - {"leak.png"}) <= 3
+    middle, last = tmp_path / "middle", tmp_path / "last"
+    assert train(web, "--weights", old, "--epochs", 2, "--output", middle) == 0
+    assert train(clean, "--weights", middle, "--epochs", 2, "--output", last) == 0
+    capsys.readouterr()
+    assert cli(["evaluate", str(last), str(clean), "--split", "test", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["top1"] > 0.9
 
 
 def test_a_licence_goes_along(colours, old, tmp_path):
