@@ -55,7 +55,7 @@ GPU = (
     "--set growth=null --set whiten=false --set augmentation.cutout=0.375 --set held_out=0.04"
 )
 SHORT = (
-    "--model 0.75-32-s16 --recipe cifar --max-time 24m30s --set precision=bf16 --set batch_size=128 "
+    "--model 0.5-32-s16 --recipe cifar --max-time 24m30s --set precision=bf16 --set batch_size=128 "
     "--set optimizer.norm_bias_lr=4 --set whiten=false "
     "--set schedule.warmup=0.1 --set growth.until=0.5 --set held_out=0.04"
 )

@@ -44,7 +44,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         server.asked.append((self.command, self.path, wanted))
         content = server.files.get(self.path)
         if content is None:
-            self.send_error(404, "Not Found")
+            self.send_response(404, "Not Found")
+            # What tells the Hub's answer from that of a server in between.
+            self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
             return
         start = 0
         if wanted and server.ranges:
@@ -373,7 +377,10 @@ def test_a_foreign_repository_brings_its_settings(server, monkeypatch, tmp_path)
         (
             "transformers",
             hugging_face_names,
-            {"config.json": {"image_size": 96}, "preprocessor_config.json": {"image_mean": [0.1] * 3}},
+            {
+                "config.json": {"image_size": 96},
+                "preprocessor_config.json": {"image_mean": [0.1] * 3},
+            },
         ),
         ("plain", hugging_face_names, {"config.json": {"image_size": 96}}),
         (

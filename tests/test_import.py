@@ -187,9 +187,7 @@ def test_a_bias_before_a_batch_norm_is_not_lost(tmp_path):
 class CifarBlock(torch.nn.Module):
     def __init__(self, channels, out_channels, stride):
         super().__init__()
-        self.conv1 = torch.nn.Conv2d(
-            channels, channels, 3, stride, 1, groups=channels, bias=False
-        )
+        self.conv1 = torch.nn.Conv2d(channels, channels, 3, stride, 1, groups=channels, bias=False)
         self.bn1 = torch.nn.BatchNorm2d(channels)
         self.conv2 = torch.nn.Conv2d(channels, out_channels, 1, bias=False)
         self.bn2 = torch.nn.BatchNorm2d(out_channels)
@@ -221,10 +219,15 @@ class CifarMobileNet(torch.nn.Module):
 
 def test_a_network_for_cifar_keeps_its_strides_and_statistics(tmp_path):
     torch.manual_seed(1)
-    theirs = CifarMobileNet().eval()
-    for key, value in theirs.state_dict().items():
-        if "running" in key or key.endswith("bn1.weight"):
-            value.uniform_(0.5, 1.5)
+    theirs = CifarMobileNet()
+    for module in theirs.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+            torch.nn.init.uniform_(module.weight, 0.7, 1.6)
+            torch.nn.init.normal_(module.bias, std=0.3)
+    # Statistics of real maps, so that no layer is dead and every stride shows.
+    theirs.train()(torch.randn(32, 3, 32, 32))
+    assert theirs.eval()(torch.randn(8, 3, 32, 32)).std(0).max() > 1e-2
     torch.save({"net": theirs.state_dict(), "acc": 92.0}, tmp_path / "ckpt.pth")
     imported = import_weights([tmp_path / "ckpt.pth"])
     assert str(imported.spec) == "1.0-32-s16"
@@ -374,7 +377,9 @@ def test_settings_that_are_none_get_one_sentence(tmp_path, served):
         exported(random_network(), hugging_face_names, "classifier"), tmp_path / "model.safetensors"
     )
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(served))
-    with pytest.raises(ValueError, match=r"\A[^\n]+\Z"):
+    with pytest.raises(
+        ValueError, match=r"\A[^\n]+: the settings beside the weights are not as[^\n]+\Z"
+    ):
         import_weights([tmp_path / "model.safetensors"])
 
 

@@ -122,7 +122,9 @@ def write_tflite(network, path, weights="float32", given=None):
         weight, bias = (part.detach().numpy() for part in folded(unit.conv, unit.norm))
         depthwise = layer.type == "depthwise"
         weight = np.ascontiguousarray(weight.transpose((1, 2, 3, 0) if depthwise else (0, 2, 3, 1)))
-        explicit = layer.stride == 2 and spec.padding != "tensorflow"
+        # Keras pads its first layer as TensorFlow does.
+        same = spec.padding == "tensorflow" or (spec.padding == "keras" and layer.name == "conv0")
+        explicit = layer.stride == 2 and not same
         if explicit:
             pads = np.array(BEFORE[spec.padding], dtype=np.int32)
             more = int(pads[1].sum())

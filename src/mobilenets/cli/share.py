@@ -26,9 +26,7 @@ def push(
     from mobilenets.training.run import Run
     from mobilenets.training.sharing import push as push_run
 
-    where = push_run(
-        Run.load(run), target, private=private, licence=licence, overwrite=overwrite
-    )
+    where = push_run(Run.load(run), target, private=private, licence=licence, overwrite=overwrite)
     if as_json:
         print_json({"run": str(run), "target": where})
     else:

@@ -156,7 +156,8 @@ def import_files(
         else partial(import_weights, [Path(file) for file in files])
     )
     imported = read(labels=names, said=said, keep_background=keep_background)
-    _write(folder, imported, {"weights": " + ".join(files)}, overwrite, as_json)
+    origin = {"weights": " + ".join(files), "licence": imported.licence or None}
+    _write(folder, imported, origin, overwrite, as_json)
 
 
 def _write(

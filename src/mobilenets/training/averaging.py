@@ -28,5 +28,5 @@ def average_of(model: nn.Module, decay: float) -> AveragedModel:
             for kept, value in zip(averages, values, strict=True):
                 kept.copy_(value)
 
-    average = AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+    average: AveragedModel = AveragedModel(model, multi_avg_fn=update, use_buffers=True)
     return average

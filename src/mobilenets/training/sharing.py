@@ -13,7 +13,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from mobilenets.data.files import read_json
-from mobilenets.training.model_card import write_model_card
 from mobilenets.training.run import Run, check_free
 from mobilenets.weights.download import NotThereError, fetch_file
 from mobilenets.weights.registry import HUB, PUBLISHED_WEIGHTS, PublishedFile
@@ -44,10 +43,7 @@ def push(
             if source.is_file():
                 shutil.copyfile(source, copy / name)
         if licence:
-            given = Run.load(copy)
-            given.config["licence"] = licence
-            given.save_config()
-            write_model_card(given, None if "origin" in given.config else given.recipe)
+            _put_under(copy, licence)
         _forget_places(copy)
         _replace(copy / "README.md", f'Run.load("{run.folder.name}")', f'Run.load("{copy.name}")')
         if target.startswith(HUB):
@@ -67,6 +63,19 @@ def _forget_places(copy: Path) -> None:
             holder[key] = " + ".join(_plain(part) for part in before.split(" + "))
             _replace(copy / "README.md", before, holder[key])
     (copy / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False))
+
+
+def _put_under(copy: Path, licence: str) -> None:
+    """Name a licence in `config.json` and in the head of the card."""
+    given = Run.load(copy)
+    given.config["licence"] = licence
+    given.save_config()
+    card = copy / "README.md"
+    if card.is_file():
+        lines = [line for line in card.read_text().splitlines() if not line.startswith("license:")]
+        # Behind the line that opens the head.
+        lines.insert(1, f"license: {licence.lower()}")
+        card.write_text("\n".join(lines) + "\n")
 
 
 def _plain(reference: str) -> str:

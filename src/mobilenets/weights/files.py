@@ -112,7 +112,9 @@ def _numbers(what: str, text: str | None) -> tuple[float, ...] | None:
     try:
         return tuple(float(number) for number in text.split(","))
     except ValueError:
-        raise ValueError(f"{what} is one number or one a channel, 0.485,0.456,0.406, not {text!r}") from None
+        raise ValueError(
+            f"{what} is one number or one a channel, 0.485,0.456,0.406, not {text!r}"
+        ) from None
 
 
 def read_labels(path: Path) -> list[str]:

@@ -7,7 +7,7 @@ the batch norm or the bias that follows it. `fit` finds the specification that t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -21,6 +21,10 @@ from mobilenets.architecture.spec import Activation, MobileNetSpec, Rounding
 
 BACKGROUND = 1001
 INSTALL = "pip install 'mobilenets[import]'"
+
+
+# What of a network leaves no trace in the shapes of its weights.
+TRACELESS = ("activation", "padding", "total_stride", "batch_norm_epsilon")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +55,18 @@ class Said:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
+    def check(
+        self, origin: str, found: ForeignWeights | MobileNetSpec, sure: Iterable[str] = TRACELESS
+    ) -> None:
+        """Make sure that nothing was said against what is known.
 
-# What of a network leaves no trace in the shapes of its weights.
-TRACELESS = ("activation", "padding", "total_stride", "batch_norm_epsilon")
+        Raises:
+            ValueError: names what was found and what was said.
+        """
+        for name in TRACELESS:
+            own, given = getattr(found, name), getattr(self, name)
+            if name in sure and given not in (None, own):
+                raise ValueError(f"{origin}: its {name.replace('_', ' ')} is {own}, not {given}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,13 +117,8 @@ class ForeignWeights:
         Raises:
             ValueError: the file says otherwise.
         """
+        said.check(self.origin, self, self.sure)
         given = {name: value for name, value in vars(said).items() if value is not None}
-        for name in TRACELESS:
-            own = getattr(self, name)
-            if name in self.sure and given.get(name, own) != own:
-                raise ValueError(
-                    f"{self.origin}: its {name.replace('_', ' ')} is {own}, not {given[name]}"
-                )
         preprocessing = self.preprocessing
         if said.channels is not None:
             preprocessing = replace(preprocessing, channels=said.channels)
@@ -217,9 +225,7 @@ def _member(foreign: ForeignWeights) -> tuple[MobileNetSpec, tuple[Layer, ...]]:
     raise ValueError(f"{foreign.origin}: not a MobileNet V1, {best[1]}")
 
 
-def _check_strides(
-    foreign: ForeignWeights, spec: MobileNetSpec, layers: Sequence[Layer]
-) -> None:
+def _check_strides(foreign: ForeignWeights, spec: MobileNetSpec, layers: Sequence[Layer]) -> None:
     if not foreign.strides:
         return
     for convolution, stride, layer in zip(
@@ -283,6 +289,10 @@ def _unit_state(name: str, convolution: Convolution, epsilon: float) -> dict[str
             variance=torch.full((channels,), 1 - epsilon),
         )
     elif convolution.bias is not None:
+        if convolution.bias.shape != (channels,):
+            raise ValueError(
+                f"{convolution.name}: its bias has shape {tuple(convolution.bias.shape)} for {channels} channels"
+            )
         # Batch norm takes the mean away: of a bias before it is left what the mean lacks.
         norm = replace(norm, mean=norm.mean - convolution.bias)
     values = {

@@ -85,8 +85,12 @@ def _sides(config: str | bytes) -> tuple[int, int] | None:
     """Height and width of the input by Keras' description of the model; None where it has none."""
     if not config:
         return None
-    first = json.loads(config)["config"]["layers"][0]["config"]
-    shape = first.get("batch_shape") or first.get("batch_input_shape") or ()
+    try:
+        first = json.loads(config)["config"]["layers"][0]["config"]
+        shape = first.get("batch_shape") or first.get("batch_input_shape") or ()
+    # Of a model that is not a list of layers.
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        return None
     sides = [side for side in shape[1:3] if side]
     return (int(sides[0]), int(sides[1])) if len(sides) == 2 else None
 

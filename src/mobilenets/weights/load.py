@@ -45,7 +45,9 @@ def load_weights(
         if not (path / "config.json").is_file():
             raise ValueError(f"{path} is not a run: it has no config.json")
         if "spec" in read_json(path / "config.json"):
-            return read_run(path)
+            run = read_run(path)
+            said.check(text, run.spec)
+            return run
         # Hugging Face's layout.
         path = path / "model.safetensors"
         files = [path]
@@ -57,7 +59,9 @@ def load_weights(
             weights = fetch_file(PublishedFile(address=f"{text.rstrip('/')}/model.safetensors"))
             settings = read_json(config)
             if "spec" in settings:
-                return read_run(weights.parent)
+                run = read_run(weights.parent)
+                said.check(text, run.spec)
+                return run
             # timm keeps all in one file.
             if "pretrained_cfg" not in settings:
                 beside = f"{text.rstrip('/')}/preprocessor_config.json"

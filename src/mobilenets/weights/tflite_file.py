@@ -25,8 +25,8 @@ _IDENTIFIER = b"TFL3"
 # Behind the classifier, or where a quantised file begins and ends, these change no weights.
 _PASSED_OVER = ("RESHAPE", "SQUEEZE", "SOFTMAX", "QUANTIZE", "DEQUANTIZE")
 _POOLS = ("AVERAGE_POOL_2D", "MEAN")
-_INT8 = 9
-_TYPES = {0: np.float32, 1: np.float16, 2: np.int32, 3: np.uint8, _INT8: np.int8}
+_UINT8, _INT8 = 3, 9
+_TYPES = {0: np.float32, 1: np.float16, 2: np.int32, _UINT8: np.uint8, _INT8: np.int8}
 
 
 @dataclass
@@ -224,7 +224,8 @@ class _File:
                 f"{self._path}: its input has shape {shape}, and an image has four sides"
             )
         quantization = tensor.Quantization()
-        if quantization is None or quantization.ScaleIsNone():
+        bytes_ = tensor.Type() in (_UINT8, _INT8)
+        if quantization is None or quantization.ScaleIsNone() or not bytes_:
             return shape[1:], 0.5, 0.5
         # Of signed integers, pixel 0 is -128.
         least = -128 if tensor.Type() == _INT8 else 0
@@ -232,7 +233,7 @@ class _File:
         return shape[1:], zero / 255, 1 / (255 * float(quantization.Scale(0)))
 
     def _is_constant(self, index: int) -> bool:
-        return not self._model.Buffers(self._graph.Tensors(index).Buffer()).DataIsNone()
+        return bool(self._model.Buffers(self._graph.Tensors(index).Buffer()).DataLength())
 
     def _values(self, index: int) -> NDArray[Any]:
         """A constant tensor as floats, or as integers where it is not quantised."""

@@ -198,10 +198,15 @@ def read_torch(path: Path, *, resolution: int | None = None) -> ForeignWeights:
         return foreign
     try:
         return settings[dialect.name](foreign, path.parent, resolution)
-    except (TypeError, AttributeError, OverflowError) as error:
-        raise ValueError(
-            f"{path.parent}: the settings beside the weights are not as {dialect.name} writes them ({error})"
-        ) from None
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        reason = " ".join(str(error).split())
+        # What names its file is said already.
+        if not reason.startswith(str(path.parent)):
+            reason = (
+                f"{path.parent}: the settings beside the weights are not as {dialect.name} writes "
+                f"them ({reason})"
+            )
+        raise ValueError(reason) from None
 
 
 def _convolutions(state: Mapping[str, Tensor]) -> list[str]:
@@ -325,9 +330,7 @@ def _with_hugging_face_config(
     config = _json(folder / "config.json")
     activation = config.get("hidden_act", foreign.activation)
     if activation not in ("relu", "relu6"):
-        raise ValueError(
-            f"{folder / 'config.json'}: hidden_act {activation!r} is not supported"
-        )
+        raise ValueError(f"{folder / 'config.json'}: hidden_act {activation!r} is not supported")
     labels = config.get("id2label", {})
     served = _json(folder / "preprocessor_config.json")
     side = config.get("image_size", foreign.preprocessing.height)
