@@ -6,18 +6,21 @@ SHARED holds `weights/*.tflite`, the leaky model of Pytorch_Retinaface and `data
 of each ImageNet class (probably training images: a check of the conversion, no accuracy to quote).
 
 For each model: top-1 of the original and of ours, how often they agree, the correlation of what goes into
-the softmax, that of every layer's output on the first images, and what importing takes.
+the softmax, that of every layer's output on the first images, and what importing takes; and what it takes for the
+largest files of all, timm's of width 1.25 and Keras' of 1.0, with random weights.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -183,6 +186,26 @@ def cost_of_importing(paths: list[Path]) -> dict[str, float]:
     return {"import_seconds": round(float(seconds), 2), "import_mb": round(float(megabytes))}
 
 
+def largest(place: Path) -> dict[str, dict[str, float]]:
+    """What importing the largest files takes, as timm and Keras write them."""
+    os.environ["KERAS_BACKEND"] = "torch"
+    import keras
+    import timm
+    from safetensors.torch import save_file
+
+    state = timm.create_model("mobilenetv1_125", pretrained=False).state_dict()
+    paths = [place / "timm-1.25-224.safetensors", place / "timm-1.25-224.pth"]
+    save_file(state, paths[0])
+    torch.save(state, paths[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = keras.applications.MobileNet(weights=None)
+        for name in ("keras-1.0-224.keras", "keras-1.0-224.h5"):
+            paths.append(place / name)
+            model.save(paths[-1])
+    return {path.name: cost_of_importing([path]) for path in paths}
+
+
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.corrcoef(a.reshape(-1), b.reshape(-1))[0, 1])
 
@@ -259,9 +282,11 @@ def main() -> None:
             if entry.source == "coral"
         }
         results["leaky 0.25-224"] = compare_leaky(options.shared / "weights" / LEAKY, images)
+        files = largest(Path(place))
     content = {
         "command": "python benchmarks/weights.py --shared SHARED",
         "models": results,
+        "largest": files,
         **provenance(torch.device("cpu")),
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
