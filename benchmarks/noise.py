@@ -208,9 +208,9 @@ def main() -> None:
                         found = trial(setting, kind, share, runs / "trial")
                         file.write_text(json.dumps(found))
                     trials.append(json.loads(file.read_text()))
-                about = {"data": name, "kind": kind, "share": share}
-                curve.append({**about, **summary(trials), "trials": trials})
-                print({**about, **summary(trials)}, flush=True)
+                row = {"data": name, "kind": kind, "share": share, **summary(trials)}
+                print(row, flush=True)
+                curve.append({**row, "trials": trials})
     content = {
         "command": f"python benchmarks/noise.py --shared SHARED --weights {options.weights}",
         "weights": options.weights,

@@ -20,9 +20,7 @@ def write_model_card(run: Run, recipe: Recipe | None) -> None:
     preprocessing = run.preprocessing
     labels = ", ".join(run.labels[:20]) + (", …" if len(run.labels) > 20 else "")
     origin = run.config.get("origin", {})
-    # The Hub knows licences by names in small letters.
-    named = (run.config.get("licence") or origin.get("licence", "")).split()
-    head = f"license: {named[0].lower()}\n" if named else ""
+    head = licence_line(run.config.get("licence") or origin.get("licence", ""))
     start = str(run.config.get("start", ""))
     if start.startswith(HUB):
         head += f"base_model: {'/'.join(start.removeprefix(HUB).split('/')[:2])}\n"
@@ -57,6 +55,15 @@ print(run.predict("photo.jpg"))
 ```
 """
     write_aside(run.folder / "README.md", card.encode())
+
+
+def licence_line(licence: str) -> str:
+    """The line of a card's head: the Hub knows licences by names in small letters; none without one.
+
+    >>> licence_line("other (its model card names none)").strip()
+    'license: other'
+    """
+    return f"license: {licence.split()[0].lower()}\n" if licence.strip() else ""
 
 
 def _validation(run: Run, recipe: Recipe) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from mobilenets.data.files import read_json
+from mobilenets.training.model_card import licence_line
 from mobilenets.training.run import Run, check_free
 from mobilenets.weights.download import NotThereError, fetch_file
 from mobilenets.weights.registry import HUB, PUBLISHED_WEIGHTS, PublishedFile
@@ -43,7 +44,7 @@ def push(
             if source.is_file():
                 shutil.copyfile(source, copy / name)
         if licence:
-            _put_under(copy, licence)
+            _set_licence(copy, licence)
         _forget_places(copy)
         _replace(copy / "README.md", f'Run.load("{run.folder.name}")', f'Run.load("{copy.name}")')
         if target.startswith(HUB):
@@ -65,17 +66,18 @@ def _forget_places(copy: Path) -> None:
     (copy / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False))
 
 
-def _put_under(copy: Path, licence: str) -> None:
+def _set_licence(copy: Path, licence: str) -> None:
     """Name a licence in `config.json` and in the head of the card."""
     given = Run.load(copy)
     given.config["licence"] = licence
     given.save_config()
     card = copy / "README.md"
     if card.is_file():
-        lines = [line for line in card.read_text().splitlines() if not line.startswith("license:")]
+        lines = card.read_text().splitlines(keepends=True)
+        lines = [line for line in lines if not line.startswith("license:")]
         # Behind the line that opens the head.
-        lines.insert(1, f"license: {licence.lower()}")
-        card.write_text("\n".join(lines) + "\n")
+        lines.insert(1, licence_line(licence))
+        card.write_text("".join(lines))
 
 
 def _plain(reference: str) -> str:

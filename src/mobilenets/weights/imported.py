@@ -159,8 +159,8 @@ class ImportedWeights:
 def fit(foreign: ForeignWeights, *, keep_background: bool = False) -> ImportedWeights:
     """Find the member of the family that the convolutions are of, and name them as ours.
 
-    The activation must be known by now. Of 1,001 outputs the first is TensorFlow's background, which is dropped: the softmax over the other
-    1,000 is what remains.
+    The activation must be known by now. Of 1,001 outputs the first is TensorFlow's background, which is
+    dropped: the softmax over the other 1,000 is what remains.
 
     Args:
         keep_background: keep all 1,001 outputs.

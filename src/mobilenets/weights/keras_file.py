@@ -69,7 +69,7 @@ def read_keras(path: Path, *, resolution: int | None = None) -> ForeignWeights:
         activation="relu6",
         padding="keras",
         batch_norm_epsilon=1e-3,
-        resolution=height if height == width else (height, width),
+        resolution=(height, width),
         sure=frozenset(TRACELESS),
         preprocessing=Preprocessing(
             height,

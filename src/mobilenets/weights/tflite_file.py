@@ -80,7 +80,7 @@ def read_tflite(paths: Sequence[Path]) -> ForeignWeights:
         activation=chain.activations.pop(),
         padding=_padding(chain.paddings, origin),
         batch_norm_epsilon=1e-3,
-        resolution=height if height == width else (height, width),
+        resolution=(height, width),
         total_stride=math.prod(chain.strides),
         strides=chain.strides,
         # Folded, batch norm has no epsilon left that would matter.
@@ -224,8 +224,8 @@ class _File:
                 f"{self._path}: its input has shape {shape}, and an image has four sides"
             )
         quantization = tensor.Quantization()
-        bytes_ = tensor.Type() in (_UINT8, _INT8)
-        if quantization is None or quantization.ScaleIsNone() or not bytes_:
+        in_bytes = tensor.Type() in (_UINT8, _INT8)
+        if quantization is None or quantization.ScaleIsNone() or not in_bytes:
             return shape[1:], 0.5, 0.5
         # Of signed integers, pixel 0 is -128.
         least = -128 if tensor.Type() == _INT8 else 0

@@ -305,7 +305,7 @@ def _with_timm_config(
         height = width = resolution
     return replace(
         foreign,
-        resolution=height if height == width else (height, width),
+        resolution=(height, width),
         labels=tuple(map(str, config.get("label_names", ()))),
         preprocessing=replace(
             before,
@@ -344,7 +344,7 @@ def _with_hugging_face_config(
         activation=activation,
         padding="tensorflow" if config.get("tf_padding", True) else "torch",
         batch_norm_epsilon=float(config.get("layer_norm_eps", foreign.batch_norm_epsilon)),
-        resolution=height if height == width else (height, width),
+        resolution=(height, width),
         labels=tuple(labels[key] for key in sorted(labels, key=int)),
         preprocessing=replace(
             foreign.preprocessing,
