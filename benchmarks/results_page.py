@@ -53,6 +53,7 @@ def results() -> dict:
         "trials": read("reproduce/trials/*.json"),
         "gpu_throughput": next(iter(read("gpu_throughput.json")), None),
         "weights": next(iter(read("weights.json")), None),
+        "exports": next(iter(read("exports.json")), None),
         "recipes": next(iter(read("recipes.json")))["recipes"],
         "fine_tuning": read("fine_tuning/*.json"),
         "noise": next(iter(read("noise.json")), None),

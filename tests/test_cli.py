@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from mobilenets import Run
 from mobilenets.cli.main import run as cli
+from mobilenets.deploy.evidence import find_evidence
 
 
 def save(path, shade=128, size=(12, 12)):
@@ -57,7 +58,10 @@ def test_train_evaluate_predict_export_on_a_folder_with_a_shifted_class_list(tmp
     assert figures["top1"] == trained["top1"]
     assert set(figures) >= {"top1", "top5", "loss", "images"}
     assert cli(["export", str(tmp_path / "run"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["holds"] is True
+    (bundle,) = json.loads(capsys.readouterr().out)
+    assert bundle["parity"]["holds"] is True
+    # Labelled by another class list than the model's own.
+    assert bundle["top1"] == {"fp32": trained["top1"], "file": trained["top1"]}
 
 
 def test_predict_takes_files_folders_and_patterns(digits_run, tmp_path, capsys):
@@ -103,7 +107,8 @@ def test_exif_orientation_holds_in_prediction_and_export(digits_run, tmp_path, c
     turned, straight = json.loads(capsys.readouterr().out)
     assert turned["predictions"] == straight["predictions"]
     run = Run.load(digits_run)
-    assert run.sample_inputs(paths)[0].equal(run.sample_inputs(paths)[1])
+    upright, turned = find_evidence(run, paths).images_NCHW
+    assert upright.equal(turned)
 
 
 def test_runs_work_from_another_working_directory(digits_run, tmp_path, monkeypatch, capsys):
@@ -336,7 +341,7 @@ def test_export_refuses_what_it_cannot_do(digits_run, tmp_path, capsys):
     assert cli(["export", str(run), "--images", str(save(tmp_path / "a.png"))]) == 0
     capsys.readouterr()
     assert cli(["export", str(run), "--images", str(tmp_path / "a.png")]) == 2
-    assert "already holds model.onnx" in one_sentence(capsys)
+    assert "already holds an export" in one_sentence(capsys)
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="mounting needs root")
@@ -388,6 +393,6 @@ def test_main_job_on_real_photos(hymenoptera, tmp_path, capsys):
     photo = next((hymenoptera / "val" / "bees").glob("*.jpg"))
     assert cli(["predict", str(tmp_path / "run"), str(photo)]) == 0
     assert cli(["export", str(tmp_path / "run"), "--json"]) == 0
-    parity = json.loads(capsys.readouterr().out.partition("\n{")[2].join(["{", ""]))
-    assert (parity["images"], parity["holds"]) == (153, True)
+    (bundle,) = json.loads("[" + capsys.readouterr().out.partition("\n[")[2])
+    assert (bundle["parity"]["images"], bundle["parity"]["holds"]) == (153, True)
     assert load_file(tmp_path / "run" / "last" / "model.safetensors")

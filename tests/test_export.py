@@ -9,14 +9,34 @@ import torch
 
 from mobilenets import Run, tasks
 from mobilenets.architecture import MobileNetSpec, Preprocessing
+from mobilenets.deploy.bundle import MANIFEST, export
+from mobilenets.deploy.evidence import Evidence, find_evidence
 from mobilenets.deploy.fold import fold_batch_norm
-from mobilenets.deploy.onnx import FILES, export_onnx
 from mobilenets.deploy.parity import compare
+from mobilenets.deploy.target import TARGETS
 from mobilenets.runtimes.onnx import OnnxModel
 from mobilenets.training.checkpoint import write_weights
 from mobilenets.weights.create import create_model
 
 CLASSIFICATION = tasks.find("classification")
+ONNX = TARGETS["onnx"]
+FILES = (
+    "README.md",
+    "golden.npz",
+    "labels.txt",
+    "manifest.json",
+    "model.onnx",
+    "preprocessing.json",
+)
+
+
+def export_onnx(run, folder, inputs_NCHW, *, overwrite=False):
+    evidence = Evidence(images_NCHW=inputs_NCHW, targets_N=None, source="a test")
+    return export(run, ONNX, folder, evidence, overwrite=overwrite).parity
+
+
+def inputs_of(run, limit):
+    return find_evidence(run, limit=limit).images_NCHW
 
 
 def untrained_run(folder, spec, classes=3):
@@ -63,7 +83,7 @@ def test_parity_for_odd_specifications(tmp_path, spec):
 
 def test_bundle_can_be_used_without_this_library(digits_run, tmp_path):
     run = Run.load(digits_run)
-    export_onnx(run, tmp_path, run.sample_inputs(limit=8))
+    export_onnx(run, tmp_path, inputs_of(run, 8))
     golden = np.load(tmp_path / "golden.npz")
     assert np.allclose(
         OnnxModel(tmp_path / "model.onnx").run(golden["input"]), golden["output"], atol=1e-4
@@ -74,13 +94,15 @@ def test_bundle_can_be_used_without_this_library(digits_run, tmp_path):
         "latin-1"
     )
     assert Preprocessing.from_dict(stored) == run.preprocessing
-    report = json.loads((tmp_path / "parity.json").read_text())
-    assert (report["images"], report["holds"], report["model"]) == (8, True, "0.25-16-s8")
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    assert (manifest["parity"]["images"], manifest["parity"]["holds"]) == (8, True)
+    assert (manifest["model"], manifest["labels"]) == ("0.25-16-s8", 10)
+    assert manifest["bytes"] == (tmp_path / "model.onnx").stat().st_size
 
 
 def test_any_batch_size_gives_as_many_results(digits_run, tmp_path):
     run = Run.load(digits_run)
-    inputs = run.sample_inputs(limit=5)
+    inputs = inputs_of(run, 5)
     export_onnx(run, tmp_path, inputs[:1])
     model = OnnxModel(tmp_path / "model.onnx", threads=1)
     for size in (1, 3, 5):
@@ -96,31 +118,32 @@ def test_file_that_disagrees_is_not_left_behind(digits_run, tmp_path, monkeypatc
             folded.classifier.bias[0] += 1
         return folded
 
-    monkeypatch.setattr("mobilenets.deploy.onnx.fold_batch_norm", spoiled)
+    monkeypatch.setattr("mobilenets.deploy.exportable.fold_batch_norm", spoiled)
     with pytest.raises(ValueError, match="computes something else and was not kept: largest"):
-        export_onnx(run, tmp_path / "onnx", run.sample_inputs(limit=8))
-    assert not list((tmp_path / "onnx").iterdir())
+        export_onnx(run, tmp_path / "onnx", inputs_of(run, 8))
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_earlier_export_survives_a_failed_one(digits_run, tmp_path, monkeypatch):
     run = Run.load(digits_run)
-    inputs = run.sample_inputs(limit=4)
+    inputs = inputs_of(run, 4)
     export_onnx(run, tmp_path, inputs)
     before = {name: (tmp_path / name).read_bytes() for name in FILES}
-    monkeypatch.setattr("mobilenets.deploy.onnx.OnnxModel", _no_runtime)
+    monkeypatch.setattr("mobilenets.runtimes.onnx.OnnxModel", _no_runtime)
     with pytest.raises(RuntimeError):
         export_onnx(run, tmp_path, inputs, overwrite=True)
     assert {name: (tmp_path / name).read_bytes() for name in FILES} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
 
 
-def _no_runtime(path):
+def _no_runtime(path, threads):
     raise RuntimeError("no runtime")
 
 
 def test_no_images_is_said(digits_run, tmp_path):
     run = Run.load(digits_run)
     with pytest.raises(ValueError, match="no images to compare"):
-        export_onnx(run, tmp_path, run.sample_inputs(limit=1)[:0])
+        export_onnx(run, tmp_path, inputs_of(run, 1)[:0])
 
 
 A = np.array([[1.0, 2.0], [3.0, 1.0]], dtype=np.float32)

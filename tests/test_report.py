@@ -76,7 +76,7 @@ def test_page_agrees_with_the_run(demo):
 
 
 def test_demo_leaves_a_run_and_an_export(demo):
-    assert json.loads((demo / "onnx" / "parity.json").read_text())["holds"] is True
+    assert json.loads((demo / "onnx" / "manifest.json").read_text())["parity"]["holds"] is True
     assert Run.load(demo).predict(demo / "digit.png").label in "0123456789"
 
 

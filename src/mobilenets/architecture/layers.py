@@ -65,13 +65,11 @@ class ConvUnit(nn.Module):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """(N, C_in, H, W) to (N, C_out, H', W')."""
-        if self._padded_here:
-            x_NCHW = self._pad(x_NCHW)
-        result: Tensor = self.activation(self.norm(self._convolve(x_NCHW)))
+        result: Tensor = self.activation(self.norm(self.convolve(x_NCHW)))
         return result
 
-    def _convolve(self, x_NCHW: Tensor) -> Tensor:
-        """The convolution; in training on a CPU, by the operator whose backward pass is fastest.
+    def convolve(self, x_NCHW: Tensor) -> Tensor:
+        """Padding and convolution alone; in training on a CPU, by the operator whose backward pass is fastest.
 
         oneDNN takes 16 ms to go back through 1,024 depthwise filters on a 2x2 map, and 1 ms when
         the map is padded beforehand; a pointwise layer on a small map is quicker as a matrix
@@ -79,6 +77,8 @@ class ConvUnit(nn.Module):
         stride 1 of which every second row and column is kept (`benchmarks/train_throughput.py`;
         docs/log.md).
         """
+        if self._padded_here:
+            x_NCHW = self._pad(x_NCHW)
         conv = self.conv
         if self.training and x_NCHW.device.type == "cpu":
             height, width = x_NCHW.shape[-2:]

@@ -30,7 +30,9 @@ def demo(
     from mobilenets import tasks
     from mobilenets.architecture import MobileNetSpec
     from mobilenets.data.sources import open_source
-    from mobilenets.deploy.onnx import export_onnx
+    from mobilenets.deploy.bundle import export
+    from mobilenets.deploy.evidence import find_evidence
+    from mobilenets.deploy.target import TARGETS
     from mobilenets.runtimes.onnx import OnnxModel
     from mobilenets.runtimes.timing import time_calls
     from mobilenets.tasks.classification.analysis import analyse
@@ -68,11 +70,12 @@ def demo(
     Image.fromarray(digit.permute(1, 2, 0).numpy()).save(picture)
     note(f"3/5 {picture} is a {run.predict(picture)}")
 
-    inputs = run.sample_inputs()
-    parity = export_onnx(run, output / "onnx", inputs)
+    evidence = find_evidence(run)
+    parity = export(run, TARGETS["onnx"], output / "onnx", evidence).parity
+    assert parity is not None
     note(f"4/5 exported to {output / 'onnx'}: {parity}")
 
-    one, exported = inputs[:1], OnnxModel(output / "onnx" / "model.onnx")
+    one, exported = evidence.images_NCHW[:1], OnnxModel(output / "onnx" / "model.onnx")
     timings = time_calls(
         {
             "PyTorch": lambda: run.outputs(one),

@@ -1,42 +1,96 @@
-"""`mobilenets export`: a run as a file for another runtime, proven equal."""
+"""`mobilenets export`: a run as files for other runtimes, proven equal."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from mobilenets.cli.output import JsonFlag, note, print_json
 
-TARGETS = ("onnx",)
-
 
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    to: Annotated[str, typer.Option(help="Only onnx so far.")] = "onnx",
-    output: Annotated[Path | None, typer.Option(help="The folder to write; RUN/onnx.")] = None,
-    images: Annotated[
+    to: Annotated[
         list[str] | None,
-        typer.Option(help="Images to compare on, when the run's own data is no longer there."),
+        typer.Option(help="onnx (default), litert, executorch, openvino, coreml, pt2; or several."),
     ] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="In 8-bit integers, not floats.")] = False,
+    output: Annotated[
+        Path | None, typer.Option(help="The folder to write; RUN/TARGET, RUN/TARGET-int8.")
+    ] = None,
+    images: Annotated[
+        list[str] | None, typer.Option(help="Images to compare on, not the run's own.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Labelled data to compare on, not the run's own.")
+    ] = None,
+    calibrate: Annotated[
+        list[str] | None,
+        typer.Option(help="Images for int8's ranges, not the run's training images."),
+    ] = None,
+    max_loss: Annotated[
+        float, typer.Option(min=0, help="Points of top-1 that int8 may lose.")
+    ] = 1.0,
+    per_tensor: Annotated[
+        bool, typer.Option("--per-tensor", help="One int8 scale a layer, for old accelerators.")
+    ] = False,
+    limit: Annotated[int, typer.Option(min=1, help="Images to compare on at most.")] = 512,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an export.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Export a run, read the file back and compare it with the run on real images."""
-    if to not in TARGETS:
-        raise ValueError(f"unknown target {to!r}: the targets are {', '.join(TARGETS)}")
+    """Export a run, read each file back in its own runtime and compare it on real images."""
+    from mobilenets.deploy.target import FLOAT, INT8, find_targets
 
-    from mobilenets.deploy.onnx import export_onnx
+    targets = find_targets(to or ["onnx"])
+    if not int8 and (calibrate or per_tensor):
+        raise ValueError("--calibrate and --per-tensor are for --int8")
+    precision = INT8 if int8 else FLOAT
+    for target in targets:
+        target.check_installed(precision)
+
+    from mobilenets.deploy.bundle import Quantisation, check_replaceable, folder_of
+    from mobilenets.deploy.bundle import export as write
+    from mobilenets.deploy.evidence import find_calibration, find_evidence
+    from mobilenets.training.memory import keep_freed_memory
     from mobilenets.training.run import Run
 
+    keep_freed_memory()
     opened = Run.load(run)
-    folder = output or run / to
-    inputs = opened.sample_inputs(images)
-    parity = export_onnx(opened, folder, inputs, overwrite=overwrite)
-    size = (folder / "model.onnx").stat().st_size
+    folders = [folder_of(opened, target, precision) for target in targets]
+    if output is not None:
+        folders = [output] if len(targets) == 1 else [output / folder.name for folder in folders]
+    for folder in folders:
+        check_replaceable(folder, overwrite=overwrite)
+    evidence = find_evidence(opened, images, data, limit=limit)
+    quantisation = None
+    if int8:
+        quantisation = Quantisation(
+            calibration_NCHW=find_calibration(opened, calibrate or images),
+            max_loss=max_loss,
+            per_channel=not per_tensor,
+        )
+    rows = []
+    tell = note if as_json else typer.echo
+    for target, folder in zip(targets, folders, strict=True):
+        bundle = write(opened, target, folder, evidence, quantisation, overwrite=overwrite)
+        rows.append(bundle.manifest | {"file": str(bundle.file)})
+        size = f"{bundle.file}: {bundle.manifest['bytes'] / 1e6:.2f} MB"
+        if bundle.parity is None:
+            tell(f"{size}, not compared: {target.title} does not run on this machine")
+        elif int8:
+            tell(f"{size}, int8 in {bundle.manifest['runtime']}: {_cost(bundle.manifest)}")
+        else:
+            tell(f"{size}, equal in {bundle.manifest['runtime']}: {bundle.parity}")
     if as_json:
-        print_json({"file": str(folder / "model.onnx"), "bytes": size, **parity.to_dict()})
-        return
-    typer.echo(f"{folder / 'model.onnx'}: {size / 1e6:.2f} MB, equal in ONNX Runtime: {parity}")
-    note("beside it: preprocessing.json, labels.txt, golden.npz, parity.json")
+        print_json(rows)
+
+
+def _cost(manifest: dict[str, Any]) -> str:
+    top1, parity = manifest["top1"], manifest["parity"]
+    words = f"first guesses agree on {100 * parity['top1_agreement']:.2f} % of {parity['images']}"
+    if top1["file"] is not None:
+        words += f", top-1 {100 * top1['file']:.2f} % (float {100 * top1['fp32']:.2f} %)"
+    layers = manifest["float_layers"]
+    return words + (f"; in float: {', '.join(layers)}" if layers else "")

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from mobilenets.cli.benchmark import benchmark
 from mobilenets.cli.cost import cost
 from mobilenets.cli.demo import demo
 from mobilenets.cli.doctor import doctor
@@ -18,7 +19,10 @@ from mobilenets.cli.output import note
 from mobilenets.cli.paper import paper
 from mobilenets.cli.pick import pick
 from mobilenets.cli.predict import predict
+from mobilenets.cli.profile import profile
+from mobilenets.cli.quantise import quantise
 from mobilenets.cli.reproduce import reproduce
+from mobilenets.cli.several import spread
 from mobilenets.cli.share import pull, push
 from mobilenets.cli.train import train
 from mobilenets.cli.weights import weights
@@ -54,7 +58,22 @@ def _options(
     """Image models that fit a phone: count, pick, train, prove, export."""
 
 
-for verb in (cost, pick, doctor, train, evaluate, predict, export, push, pull, demo, reproduce):
+for verb in (
+    cost,
+    pick,
+    doctor,
+    train,
+    evaluate,
+    predict,
+    export,
+    quantise,
+    benchmark,
+    profile,
+    push,
+    pull,
+    demo,
+    reproduce,
+):
     app.command()(verb)
 app.add_typer(paper, name="paper")
 app.add_typer(weights, name="weights")
@@ -74,7 +93,7 @@ def run(arguments: list[str] | None = None) -> int:
     `ImportError` about a missing extra; anything else is a fault of ours and keeps its traceback.
     """
     try:
-        app(arguments)
+        app(spread(sys.argv[1:] if arguments is None else arguments))
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
     except (ValueError, OSError) as error:

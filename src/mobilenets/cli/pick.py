@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,18 +14,40 @@ from mobilenets.cost import (
     NothingFitsError,
     fit_accuracy,
     format_quantity,
+    parse_milliseconds,
     parse_quantity,
 )
 from mobilenets.cost import (
     pick as pick_models,
 )
 from mobilenets.cost.budget import RULE
+from mobilenets.cost.latency import (
+    MEASURED,
+    LatencyProfile,
+    processor,
+    profile_path,
+    read_profile,
+)
 
 
 def pick(
     max_mult_adds: Annotated[str | None, typer.Option(help="Such as 150M.")] = None,
     max_parameters: Annotated[str | None, typer.Option(help="Such as 2M.")] = None,
     max_bytes: Annotated[str | None, typer.Option(help="Parameters on disk, such as 3MB.")] = None,
+    max_latency: Annotated[
+        str | None, typer.Option(help="Of a call on a device that was profiled, such as 5ms.")
+    ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(help="A device's profile; default: this one's (mobilenets profile)."),
+    ] = None,
+    runtime: Annotated[
+        str | None, typer.Option(help="Of this device's profile: onnxruntime so far.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Of this device's profile; all cores.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Of this device's profile; 1.")] = None,
     min_top1: Annotated[
         float | None, typer.Option(help="ImageNet top-1 in percent, such as 60.", min=0, max=100)
     ] = None,
@@ -40,11 +64,21 @@ def pick(
         max_mult_adds=_optional(max_mult_adds, "--max-mult-adds"),
         max_parameters=_optional(max_parameters, "--max-parameters"),
         max_bytes=_optional(max_bytes, "--max-bytes"),
+        max_latency_ms=None if max_latency is None else parse_milliseconds(max_latency),
         min_top1=min_top1,
         int8=int8,
     )
+    measured = None
+    if profile is not None:
+        if runtime or threads or batch:
+            raise ValueError(
+                "--profile says what runtime, threads and batch it is of: leave those out"
+            )
+        measured = read_profile(profile)
+    elif max_latency is not None:
+        measured = _own_profile(runtime, threads, batch, int8=int8)
     try:
-        fitting = pick_models(budget, num_classes, any_size=any_size)
+        fitting = pick_models(budget, num_classes, any_size=any_size, profile=measured)
     except NothingFitsError as error:
         if as_json:
             print_json([])
@@ -55,7 +89,14 @@ def pick(
         return
     print_table(
         f"{len(fitting)} models fit" + (f", the best {top}" if len(fitting) > top else ""),
-        ("model", "top-1 %", "mult-adds", "parameters", "int8 bytes" if int8 else "fp32 bytes"),
+        (
+            "model",
+            "top-1 %",
+            "mult-adds",
+            "parameters",
+            "int8 bytes" if int8 else "fp32 bytes",
+            *(["ms"] if measured else []),
+        ),
         [
             (
                 candidate.spec,
@@ -63,11 +104,19 @@ def pick(
                 format_quantity(candidate.cost.mult_adds),
                 format_quantity(candidate.cost.parameters),
                 format_quantity(candidate.bytes, "B"),
+                *([] if candidate.latency_ms is None else [f"{candidate.latency_ms:.2f}"]),
             )
             for candidate in shown
         ],
     )
     typer.echo(f"rule: {RULE}; top-1 is ImageNet's, of 1,000 classes")
+    if measured is not None:
+        typer.echo(
+            f"ms of a call on {measured.device}, {measured.runtime}, {measured.threads} threads, "
+            f"batch {measured.batch}, between measured points; of 1,000 classes; models outside of "
+            f"{measured.widths[0]} to {measured.widths[-1]} and {measured.sides[0]} to "
+            f"{measured.sides[-1]} pixels are left out"
+        )
     published = next((c.top1_source for c in shown if not c.interpolated), None)
     if published:
         typer.echo(f"top-1 from {published}")
@@ -77,6 +126,31 @@ def pick(
             f"~ interpolated by a curve that misses the published 16 by {fit.residual:.2f} points "
             f"(root mean square; {fit.worst:.2f} at worst)"
         )
+
+
+def _own_profile(
+    runtime: str | None, threads: int | None, batch: int | None, *, int8: bool
+) -> LatencyProfile:
+    """The profile of the device here, measured before.
+
+    Raises:
+        ValueError: it was not.
+    """
+    from importlib.metadata import version
+
+    runtime, threads, batch = runtime or MEASURED, threads or os.cpu_count() or 1, batch or 1
+    if runtime != MEASURED or int8:
+        asked = f"int8 in {runtime}" if int8 else runtime
+        raise ValueError(
+            f"this device's own profiles are of fp32 in {MEASURED} so far: give one of {asked} with --profile"
+        )
+    path = profile_path(processor(), runtime, version(runtime), threads, batch, "fp32")
+    if not path.is_file():
+        raise ValueError(
+            f"this device has no profile for {runtime} with {threads} threads and batch {batch}: "
+            f"mobilenets profile --threads {threads} --batch {batch} measures one in a minute or two"
+        )
+    return read_profile(path)
 
 
 def _optional(text: str | None, option: str) -> float | None:

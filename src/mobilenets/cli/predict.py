@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -18,11 +18,6 @@ from mobilenets.cli.output import (
     print_json,
 )
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-BATCH = 32
-
 
 def predict(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
@@ -30,6 +25,9 @@ def predict(
         list[str], typer.Argument(metavar="IMAGES...", help="Files, folders and glob patterns.")
     ],
     as_csv: Annotated[bool, typer.Option("--csv", help="Write CSV, one line a guess.")] = False,
+    runtime: Annotated[
+        str, typer.Option(help="auto (the fastest), torch, or one that the run was exported for.")
+    ] = "auto",
     on_bad_image: BadImageOption = "stop",
     as_json: JsonFlag = False,
 ) -> None:
@@ -40,31 +38,30 @@ def predict(
 
     from mobilenets.data.images import BadImageError, find_images
     from mobilenets.data.progress import progress
+    from mobilenets.deploy.predictor import find_engine, predict_files
     from mobilenets.training.run import Run
+    from mobilenets.training.stages import Stages
 
     opened = Run.load(run)
+    engine = find_engine(opened, runtime)
     paths = find_images(images)
     rows: list[dict[str, Any]] = []
+    stages = Stages()
     with progress("predicting", len(paths)) as advance:
-        for start in range(0, len(paths), BATCH):
-            readable: dict[Path, Tensor] = {}
-            for path in paths[start : start + BATCH]:
-                try:
-                    readable[path] = opened.prepare(path)
-                except BadImageError as error:
-                    if skip_or_stop == "stop":
-                        raise BadImageError(
-                            f"{error}; --on-bad-image skip leaves such images out"
-                        ) from None
-                    note(f"warning: left out: {error}")
-            predictions = opened.predict_prepared(list(readable.values()))
-            for path, prediction in zip(readable, predictions, strict=True):
-                rows.append({"image": str(path), **prediction.to_dict()})
-                if not as_json and not as_csv:
-                    typer.echo(f"{path}: {prediction}")
-            advance(len(paths[start : start + BATCH]))
+        for path, prediction in predict_files(opened, paths, engine, stages=stages):
+            advance(1)
+            if isinstance(prediction, BadImageError):
+                if skip_or_stop == "stop":
+                    raise BadImageError(f"{prediction}; --on-bad-image skip leaves such images out")
+                note(f"warning: left out: {prediction}")
+                continue
+            rows.append({"image": str(path), "runtime": engine.runtime, **prediction.to_dict()})
+            if not as_json and not as_csv:
+                typer.echo(f"{path}: {prediction}")
     if not rows:
         fail("no image could be read")
+    if not as_json and not as_csv:
+        note(f"through {engine.runtime}, {stages.images_per_second():,.0f} images/s ({stages})")
     if as_json:
         print_json(rows)
     if as_csv:

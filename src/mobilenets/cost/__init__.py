@@ -3,8 +3,9 @@
 from mobilenets.cost.accuracy import AccuracyFit, fit_accuracy
 from mobilenets.cost.budget import Budget, Candidate, NothingFitsError, pick
 from mobilenets.cost.count import CONVENTION, Cost, LayerCost, cost, count
+from mobilenets.cost.latency import LatencyProfile, read_profile
 from mobilenets.cost.published import PUBLISHED, SOURCES, Published
-from mobilenets.cost.quantities import format_quantity, parse_quantity
+from mobilenets.cost.quantities import format_quantity, parse_milliseconds, parse_quantity
 
 __all__ = [
     "CONVENTION",
@@ -14,6 +15,7 @@ __all__ = [
     "Budget",
     "Candidate",
     "Cost",
+    "LatencyProfile",
     "LayerCost",
     "NothingFitsError",
     "Published",
@@ -21,6 +23,8 @@ __all__ = [
     "count",
     "fit_accuracy",
     "format_quantity",
+    "parse_milliseconds",
     "parse_quantity",
     "pick",
+    "read_profile",
 ]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mobilenets.architecture.spec import MobileNetSpec
 from mobilenets.cost.accuracy import AccuracyFit, fit_accuracy
 from mobilenets.cost.count import Cost, cost
+from mobilenets.cost.latency import LatencyProfile
 from mobilenets.cost.published import PUBLISHED, SOURCES
 from mobilenets.cost.quantities import format_quantity
 
@@ -28,6 +29,7 @@ class Candidate:
     top1_source: str
     interpolated: bool
     int8: bool
+    latency_ms: float | None = None
 
     @property
     def bytes(self) -> int:
@@ -36,6 +38,7 @@ class Candidate:
 
     def to_dict(self) -> dict[str, Any]:
         """One row of `pick --json`."""
+        latency = {} if self.latency_ms is None else {"latency_ms": round(self.latency_ms, 3)}
         return {
             "model": str(self.spec),
             "top1": round(self.top1, 1),
@@ -45,6 +48,7 @@ class Candidate:
             "bytes": self.bytes,
             "mult_adds": self.cost.mult_adds,
             "parameters": self.cost.parameters,
+            **latency,
         }
 
 
@@ -70,12 +74,13 @@ class Limit:
 
     def show(self, value: float) -> str:
         """A value of this limit for people."""
-        return format_quantity(value, self.unit)
+        return f"{value:.3g}ms" if self.unit == "ms" else format_quantity(value, self.unit)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What may be spent; None is no limit. Bytes are parameters, at int8 when `int8` is set.
+    """What may be spent; None is no limit. Bytes are parameters, at int8 when `int8` is set; latency
+    is in milliseconds, by a profile of the device that is given to `pick`.
 
     Raises:
         ValueError: a limit is no number, or not above 0.
@@ -87,6 +92,7 @@ class Budget:
     max_mult_adds: float | None = None
     max_parameters: float | None = None
     max_bytes: float | None = None
+    max_latency_ms: float | None = None
     min_top1: float | None = None
     int8: bool = False
 
@@ -106,6 +112,7 @@ class Budget:
             ("--max-mult-adds", self.max_mult_adds, lambda c: c.cost.mult_adds, False, ""),
             ("--max-parameters", self.max_parameters, lambda c: c.cost.parameters, False, ""),
             ("--max-bytes", self.max_bytes, lambda c: c.bytes, False, "B"),
+            ("--max-latency", self.max_latency_ms, lambda c: c.latency_ms or math.inf, False, "ms"),
             ("--min-top1", self.min_top1, lambda c: c.top1, True, " %"),
         )
         return tuple(
@@ -157,15 +164,24 @@ def interpolated_candidates(
     )
 
 
-def pick(budget: Budget, num_classes: int = 1000, *, any_size: bool = False) -> list[Candidate]:
+def pick(
+    budget: Budget,
+    num_classes: int = 1000,
+    *,
+    any_size: bool = False,
+    profile: LatencyProfile | None = None,
+) -> list[Candidate]:
     """The models that fit, best first: highest top-1, then fewest mult-adds.
 
     Args:
         budget: the limits.
         num_classes: outputs of the classifier; they count towards mult-adds, parameters, bytes.
         any_size: also widths and resolutions that were never published, accuracy interpolated.
+        profile: of the device that a limit on latency is for, of 1,000 classes; models that it does not
+            cover are left out.
 
     Raises:
+        ValueError: latency is limited, and no profile is given or it is of another precision.
         NothingFitsError: names the limit that rules everything out and the nearest model.
     """
     candidates = published_candidates(num_classes, int8=budget.int8)
@@ -173,6 +189,21 @@ def pick(budget: Budget, num_classes: int = 1000, *, any_size: bool = False) -> 
         published = {candidate.spec for candidate in candidates}
         grid = interpolated_candidates(num_classes, int8=budget.int8)
         candidates += tuple(c for c in grid if c.spec not in published)
+    if profile is not None:
+        if (profile.precision == "int8") != budget.int8:
+            asked = "int8" if budget.int8 else "fp32"
+            raise ValueError(
+                f"the latency profile is of {profile.precision} models, not of {asked}: give another"
+            )
+        candidates = tuple(
+            replace(candidate, latency_ms=profile.ms(candidate.spec))
+            for candidate in candidates
+            if profile.covers(candidate.spec)
+        )
+        if not candidates:
+            raise ValueError("the latency profile covers none of the models")
+    elif budget.max_latency_ms is not None:
+        raise ValueError("a limit on latency needs a profile of the device")
     limits = budget.limits()
     fitting = [c for c in candidates if all(limit.allows(c) for limit in limits)]
     if not fitting:

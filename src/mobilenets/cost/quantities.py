@@ -7,6 +7,9 @@ import re
 _POWERS = {"": 0, "k": 1, "M": 2, "G": 3}
 _QUANTITY = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<prefix>[kKMG]?)(?P<binary>i?)B?")
 
+_MILLISECONDS = {"": 1.0, "us": 1e-3, "ms": 1.0, "s": 1e3}
+_TIME = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>us|ms|s|)")
+
 
 def parse_quantity(text: str, what: str = "a quantity") -> float:
     """Read `150M`, `2.5k`, `3MB` or `512KiB` into a number.
@@ -24,6 +27,22 @@ def parse_quantity(text: str, what: str = "a quantity") -> float:
         value = float(match["number"]) * base ** _POWERS[match["prefix"].replace("K", "k")]
     if not value > 0:
         raise ValueError(f"{what} must be a number above 0 such as 150M, 2.5k or 3MB, not {text!r}")
+    return value
+
+
+def parse_milliseconds(text: str) -> float:
+    """Read `5ms`, `0.2 s` or `800us` into milliseconds; a bare number is milliseconds.
+
+    Raises:
+        ValueError: one sentence that says what is expected.
+
+    >>> parse_milliseconds("5ms"), parse_milliseconds("0.2 s")
+    (5.0, 200.0)
+    """
+    match = _TIME.fullmatch(text.strip())
+    value = 0.0 if match is None else float(match["number"]) * _MILLISECONDS[match["unit"]]
+    if not value > 0:
+        raise ValueError(f"--max-latency must be a time above 0 such as 5ms, not {text!r}")
     return value
 
 

@@ -11,7 +11,7 @@ from mobilenets.architecture.layers import ConvUnit
 
 
 def fold_batch_norm(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode whose convolutions carry the batch norm that followed them.
+    """A copy for evaluation: convolutions carry the batch norm that followed them, and dropout is gone.
 
     >>> from mobilenets.architecture.network import MobileNet
     >>> from mobilenets.architecture.spec import MobileNetSpec
@@ -24,4 +24,7 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
         if isinstance(module, ConvUnit) and isinstance(module.norm, nn.BatchNorm2d):
             module.conv = fuse_conv_bn_eval(module.conv, module.norm)
             module.norm = nn.Identity()
+        for name, child in module.named_children():
+            if isinstance(child, nn.Dropout):
+                setattr(module, name, nn.Identity())
     return folded

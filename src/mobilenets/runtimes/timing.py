@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+
+from mobilenets.data.progress import progress
+
+FEWEST_ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,17 @@ class Timing:
         return f"{self.median_ms:.2f} ms ({self.lower_ms:.2f} to {self.upper_ms:.2f})"
 
 
+def time_once(call: Callable[[], object]) -> float:
+    """Milliseconds of one call.
+
+    >>> time_once(lambda: None) < 1000
+    True
+    """
+    started = time.perf_counter()
+    call()
+    return 1000 * (time.perf_counter() - started)
+
+
 def time_calls(
     calls: Mapping[str, Callable[[], object]], *, seconds: float = 2.0, warm_up: int = 5
 ) -> dict[str, Timing]:
@@ -30,21 +46,28 @@ def time_calls(
         calls: functions by name; each must wait for its own result.
         seconds: how long all of them together may take, the warm-up aside.
 
+    Raises:
+        ValueError: the seconds are no number.
+
     >>> time_calls({"nothing": lambda: None}, seconds=0.01)["nothing"].calls >= 5
     True
     """
+    if not math.isfinite(seconds):
+        raise ValueError(f"timing takes a number of seconds, not {seconds}")
     for call in calls.values():
         for _ in range(warm_up):
             call()
     spent: dict[str, list[float]] = {name: [] for name in calls}
-    end = time.perf_counter() + seconds
-    rounds = 0
-    while rounds < 5 or time.perf_counter() < end:
-        for name, call in calls.items():
-            started = time.perf_counter()
-            call()
-            spent[name].append(1000 * (time.perf_counter() - started))
-        rounds += 1
+    begun = time.perf_counter()
+    rounds = shown = 0
+    with progress("timing", math.ceil(seconds), "seconds") as advance:
+        while rounds < FEWEST_ROUNDS or time.perf_counter() < begun + seconds:
+            for name, call in calls.items():
+                spent[name].append(time_once(call))
+            rounds += 1
+            gone = min(int(time.perf_counter() - begun), math.ceil(seconds))
+            advance(gone - shown)
+            shown = gone
     timings = {}
     for name, values in spent.items():
         lower, median, upper = statistics.quantiles(values, n=4)

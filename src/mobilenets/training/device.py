@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import datetime
 import os
-import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
+
+from mobilenets.cost.latency import processor
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -46,11 +46,7 @@ def machine(device: torch.device) -> str:
     """The processor that computes, in words, for figures that are kept."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    cpus = Path("/proc/cpuinfo")
-    lines = cpus.read_text().splitlines() if cpus.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    name = names[0] if names else platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    return f"{processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
 
 
 def provenance(device: torch.device) -> dict[str, Any]:

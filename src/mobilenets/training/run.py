@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from mobilenets.architecture.preprocessing import Preprocessing
 from mobilenets.architecture.spec import MobileNetSpec
-from mobilenets.data.files import read_json, write_aside
-from mobilenets.data.images import find_images, image_to_tensor, read_image
+from mobilenets.data.files import read_json, sha256, write_aside
+from mobilenets.data.images import image_to_tensor, read_image
 from mobilenets.data.transforms import fit, normalise
 from mobilenets.training.checkpoint import write_json, write_weights
 from mobilenets.training.recipe import Recipe, read_recipe
@@ -203,6 +203,11 @@ class Run:
         load_strictly(network, read_safetensors(path), str(path))
         return network.eval().to(memory_format=torch.channels_last)
 
+    @property
+    def weights_sha256(self) -> str:
+        """Of `model.safetensors`: an export is known by it as that of these weights."""
+        return sha256(self.folder / "model.safetensors")
+
     def prepare(self, image: ImageLike) -> torch.Tensor:
         """One image as the network's input: float32 (1, C, H, W).
 
@@ -244,30 +249,6 @@ class Run:
                 inputs_NCHW.contiguous(memory_format=torch.channels_last)
             )
         return outputs
-
-    def sample_inputs(
-        self, images: Sequence[str] | None = None, *, limit: int = 256
-    ) -> torch.Tensor:
-        """Real images as float32 (N, C, H, W): those given, else validation images of the run.
-
-        Raises:
-            ValueError: the run's data is no longer where it was, and no images are given.
-        """
-        if images:
-            paths = find_images(images)[:limit]
-            return torch.cat([self.prepare(path) for path in paths])
-        record = self.config["data"]
-        if "where" not in record:
-            raise ValueError(
-                f"{self.folder} was trained elsewhere: give images to compare on with --images"
-            )
-        try:
-            _, loader, _ = self.task.open_for_evaluation(
-                record["where"], "val", record, on_bad_image="skip", limit=limit
-            )
-        except ValueError as error:
-            raise ValueError(f"{error}; give images to compare on with --images") from None
-        return torch.cat([batch.images_NCHW for batch in loader.batches()])
 
 
 def check_free(folder: str | Path, *, overwrite: bool = False) -> None:

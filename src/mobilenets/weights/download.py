@@ -25,6 +25,7 @@ from urllib.response import addinfourl
 
 from filelock import FileLock
 
+from mobilenets.data.files import sha256
 from mobilenets.data.progress import progress
 from mobilenets.weights.registry import HUB, PublishedFile, PublishedWeights
 
@@ -121,12 +122,6 @@ def mirrored(address: str) -> str:
     parts = urlsplit(address)
     query = f"?{parts.query}" if parts.query else ""
     return f"{mirror.rstrip('/')}/{parts.netloc}{parts.path}{query}"
-
-
-def sha256(path: Path) -> str:
-    """A file's SHA-256 in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _forbid_offline(address: str, path: Path) -> None:

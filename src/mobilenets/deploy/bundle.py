@@ -1,0 +1,338 @@
+"""A run as a folder for another runtime: the file, all that is needed to use it, and the proof that it is equal."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mobilenets.data.files import read_json, sha256
+from mobilenets.data.progress import progress
+from mobilenets.deploy.departure import find_departure
+from mobilenets.deploy.equalise import equalise
+from mobilenets.deploy.evidence import Evidence
+from mobilenets.deploy.exportable import Exportable, Int8
+from mobilenets.deploy.layer_figure import draw_layers
+from mobilenets.deploy.parity import Parity, compare
+from mobilenets.deploy.simulate import LayerError, Simulation, shift_biases
+from mobilenets.deploy.target import FLOAT, INT8, Target
+from mobilenets.runtimes.model import Model
+from mobilenets.training.run import Run
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+BATCH = 32
+MAX_LOSS = 1.0
+# How many of the worst layers stay in float, one attempt after another.
+RESCUES = (0, 2, 4, 8)
+LAYER_IMAGES = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantisation:
+    """How to make int8, and what it may cost.
+
+    Args:
+        calibration_NCHW: real images for the ranges.
+        max_loss: points of top-1 that may be lost; without labels, first guesses that may change.
+        per_channel: one scale for each output channel's weights, not one for all.
+    """
+
+    calibration_NCHW: Tensor
+    max_loss: float = MAX_LOSS
+    per_channel: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A folder that was written."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    parity: Parity | None
+
+    @property
+    def file(self) -> Path:
+        """The model file."""
+        return self.folder / str(self.manifest["file"])
+
+
+def folder_of(run: Run, target: Target, precision: str) -> Path:
+    """Where a bundle goes when no folder is named: `RUN/onnx`, `RUN/litert-int8`."""
+    return run.folder / (target.name if precision == FLOAT else f"{target.name}-{precision}")
+
+
+def export(
+    run: Run,
+    target: Target,
+    folder: Path,
+    evidence: Evidence,
+    quantisation: Quantisation | None = None,
+    *,
+    overwrite: bool = False,
+) -> Bundle:
+    """Write a run for a runtime, read the file back there and compare it with the run.
+
+    The folder gets the model file, `preprocessing.json`, `labels.txt`, `golden.npz` (`input` and the run's
+    `output` for the first image), `README.md`, `manifest.json`, and with int8 `layers.json`. It
+    appears whole, or not at all.
+
+    Raises:
+        ImportError: the target's packages are not installed.
+        ValueError: the folder holds something else, or the file computes something else.
+    """
+    precision = FLOAT if quantisation is None else INT8
+    target.check_installed(precision)
+    check_replaceable(folder, overwrite=overwrite)
+    with _aside(folder) as aside:
+        path = aside / target.file
+        model = Exportable.of_run(run)
+        reference_NK = _outputs(lambda images: run.outputs(images).numpy(), evidence.images_NCHW)
+        if quantisation is None:
+            about, parity = _float(model, target, path, evidence, reference_NK)
+        else:
+            about, parity = _int8(model, target, path, evidence, reference_NK, quantisation)
+        manifest = {
+            "format": FORMAT,
+            "model": str(run.spec),
+            "task": run.task.name,
+            "target": target.name,
+            "file": target.file,
+            "bytes": sum(file.stat().st_size for file in model_files(path)),
+            "sha256": checksums(path),
+            "weights_sha256": run.weights_sha256,
+            "input": {"shape": list(model.input_shape), "layout": "CHW", "type": "float32"},
+            "labels": len(run.labels),
+            "precision": precision,
+            **about,
+            "versions": {
+                name: version(name) for name in ("mobilenets", "torch", *target.distributions)
+            },
+        }
+        _write_beside(run, aside, evidence, reference_NK, manifest, target)
+        _publish(aside, folder)
+    return Bundle(folder=folder, manifest=manifest, parity=parity)
+
+
+def _float(
+    model: Exportable,
+    target: Target,
+    path: Path,
+    evidence: Evidence,
+    reference_NK: NDArray[np.float32],
+) -> tuple[dict[str, Any], Parity | None]:
+    target.write(model, path)
+    outputs_NK = _executed(target, path, evidence)
+    if outputs_NK is None:
+        return {"parity": None, "runtime": None}, None
+    parity = compare(reference_NK, outputs_NK)
+    if not parity.holds:
+        where = find_departure(model, target, evidence.images_NCHW[:BATCH])
+        raise ValueError(
+            f"the {target.title} file computes something else and was not kept: {parity}; "
+            f"it departs at {where}"
+        )
+    return {
+        **_measured(target, evidence, reference_NK, outputs_NK),
+        "parity": parity.to_dict(),
+    }, parity
+
+
+def _int8(
+    model: Exportable,
+    target: Target,
+    path: Path,
+    evidence: Evidence,
+    reference_NK: NDArray[np.float32],
+    how: Quantisation,
+) -> tuple[dict[str, Any], Parity | None]:
+    images_NCHW = how.calibration_NCHW
+    equal = model.with_network(equalise(model.network, images_NCHW))
+    simulation = Simulation(equal.network, images_NCHW, per_channel=how.per_channel)
+    errors = simulation.errors(images_NCHW[:LAYER_IMAGES])
+    _write_layers(errors, path.parent)
+    draw_layers(errors, f"{target.title}, int8", path.parent / "layers.png")
+    worst = sorted(range(len(errors)), key=lambda number: errors[number].alone)
+    lost = None
+    for count in RESCUES:
+        keep = frozenset(worst[:count])
+        int8 = Int8(images_NCHW=images_NCHW, keep=keep, per_channel=how.per_channel)
+        given = equal.quantised(int8)
+        if not target.corrects_bias:
+            names = {errors[number].layer for number in range(len(errors)) if number not in keep}
+            shifts = simulation.bias_corrections(images_NCHW, names)
+            given = given.with_network(shift_biases(given.network, shifts))
+        _remove(path)
+        target.write(given, path)
+        outputs_NK = _executed(target, path, evidence)
+        about = {"float_layers": [errors[number].layer for number in sorted(keep)]}
+        if outputs_NK is None:
+            return {**about, "parity": None, "runtime": None}, None
+        parity = compare(reference_NK, outputs_NK)
+        found = _lost(evidence, reference_NK, outputs_NK)
+        lost = found if lost is None else lost
+        if found <= how.max_loss:
+            return {
+                **about,
+                **_measured(target, evidence, reference_NK, outputs_NK),
+                "lost": found,
+                "max_loss": how.max_loss,
+                "parity": asdict(parity),
+            }, parity
+    what = "points of top-1" if evidence.targets_N is not None else "% of first guesses changed"
+    raise ValueError(
+        f"int8 for {target.title} was not kept: it loses {lost:.2f} {what} on {len(reference_NK)} "
+        f"images, and {found:.2f} with the {count} worst layers in float, where {how.max_loss:g} may "
+        "be lost: allow more with --max-loss, or fine-tune the run first with mobilenets quantise"
+    )
+
+
+def _measured(
+    target: Target,
+    evidence: Evidence,
+    reference_NK: NDArray[np.float32],
+    outputs_NK: NDArray[np.float32],
+) -> dict[str, Any]:
+    assert target.reader is not None
+    return {
+        "runtime": target.reader.title,
+        "images": Path(evidence.source).name,
+        "top1": {"fp32": evidence.top1(reference_NK), "file": evidence.top1(outputs_NK)},
+    }
+
+
+def _lost(
+    evidence: Evidence, reference_NK: NDArray[np.float32], outputs_NK: NDArray[np.float32]
+) -> float:
+    """Points of top-1 lost; without labels, percent of first guesses that changed."""
+    before, after = evidence.top1(reference_NK), evidence.top1(outputs_NK)
+    if before is None or after is None:
+        return 100 * float((reference_NK.argmax(1) != outputs_NK.argmax(1)).mean())
+    return 100 * (before - after)
+
+
+def _executed(target: Target, path: Path, evidence: Evidence) -> NDArray[np.float32] | None:
+    """What a file says to the images, in its own runtime; None where none runs here."""
+    model: Model | None = target.open(path)
+    if model is None:
+        return None
+    return _outputs(lambda images: model.run(images.numpy()), evidence.images_NCHW)
+
+
+def _outputs(
+    call: Callable[[Tensor], NDArray[np.float32]], images_NCHW: Tensor
+) -> NDArray[np.float32]:
+    found = []
+    with progress("comparing", len(images_NCHW)) as advance:
+        for batch_NCHW in torch.split(images_NCHW, BATCH):
+            found.append(call(batch_NCHW.contiguous()))
+            advance(len(batch_NCHW))
+    return np.concatenate(found)
+
+
+def _write_layers(errors: Sequence[LayerError], folder: Path) -> None:
+    rows = [asdict(error) for error in errors]
+    (folder / "layers.json").write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def _write_beside(
+    run: Run,
+    folder: Path,
+    evidence: Evidence,
+    reference_NK: NDArray[np.float32],
+    manifest: dict[str, Any],
+    target: Target,
+) -> None:
+    preprocessing = json.dumps(run.preprocessing.to_dict(), indent=2)
+    (folder / "preprocessing.json").write_text(preprocessing + "\n")
+    (folder / "labels.txt").write_text("".join(f"{label}\n" for label in run.labels))
+    np.savez(folder / "golden.npz", input=evidence.images_NCHW[:1].numpy(), output=reference_NK[:1])
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    pages = Environment(
+        loader=PackageLoader("mobilenets.deploy"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701 (Markdown)
+    )
+    text = pages.get_template("README.md").render(
+        manifest=manifest, target=target, preprocessing=run.preprocessing
+    )
+    (folder / "README.md").write_text(text)
+
+
+def check_replaceable(folder: Path, *, overwrite: bool) -> None:
+    """Make sure that a bundle may be written to a folder.
+
+    Raises:
+        ValueError: it holds a bundle (unless it may be replaced) or other files.
+    """
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file: give another folder with --output")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not is_bundle(folder):
+        raise ValueError(f"{folder} is not empty and holds no export: give another folder")
+    if not overwrite:
+        raise ValueError(f"{folder} already holds an export: give another --output, or --overwrite")
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether a folder was written by `export`, or by its predecessor."""
+    try:
+        return {"sha256", "weights_sha256"} <= read_json(folder / MANIFEST).keys()
+    except (OSError, ValueError):
+        return (folder / "parity.json").is_file()
+
+
+def checksums(path: Path) -> dict[str, str]:
+    """SHA-256 of each file that a model is made of, by its name in the bundle."""
+    return {file.relative_to(path.parent).as_posix(): sha256(file) for file in model_files(path)}
+
+
+def model_files(path: Path) -> list[Path]:
+    """The files of a model that is a folder, or has its weights in a file beside it."""
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.is_file())
+    weights = {".xml": path.with_suffix(".bin"), ".onnx": path.with_name(f"{path.name}.data")}
+    beside = weights.get(path.suffix, path)
+    return [file for file in dict.fromkeys((path, beside)) if file.is_file()]
+
+
+def _remove(path: Path) -> None:
+    for file in model_files(path):
+        file.unlink()
+    if path.is_dir():
+        shutil.rmtree(path)
+
+
+@contextlib.contextmanager
+def _aside(folder: Path) -> Iterator[Path]:
+    """A folder beside the one to be written, gone when the block ends."""
+    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        dir=folder.absolute().parent, prefix=".export-", ignore_cleanup_errors=True
+    ) as aside:
+        bundle = Path(aside) / "bundle"
+        bundle.mkdir()
+        yield bundle
+
+
+def _publish(aside: Path, folder: Path) -> None:
+    """Put a whole bundle in its place; what was there goes last."""
+    if folder.exists():
+        folder.rename(aside.parent / "before")
+    aside.rename(folder)

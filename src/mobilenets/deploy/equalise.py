@@ -1,0 +1,63 @@
+"""Channels of like ranges, so that one scale for a whole activation serves all of them.
+
+A ReLU passes a factor through: what one layer's channel is divided by, the next layer's weights can be multiplied
+by, and the network computes the same (Nagel et al. 2019, arXiv 1906.04721, section 4.1; the factors are those of
+Xiao et al. 2022, arXiv 2211.10438, equation 4, as weights have a scale for each output channel already).
+
+N images, C channels.
+"""
+
+from __future__ import annotations
+
+import copy
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from mobilenets.architecture.layers import ConvUnit
+from mobilenets.deploy.exportable import steps_of, weighted_layer
+
+# Channels that hardly ever speak must not become loud.
+SMALLEST = 1e-3
+
+
+@torch.no_grad()
+def equalise(network: nn.Module, images_NCHW: Tensor) -> nn.Module:
+    """A copy that computes the same to rounding, with like ranges.
+
+    ReLU6 does not pass a factor through: layers that end in one are left as they are, and their ranges are alike.
+
+    Args:
+        network: batch norm folded.
+        images_NCHW: real images, preprocessed; their activations say what the ranges are.
+    """
+    equal = copy.deepcopy(network)
+    x_NCHW = images_NCHW
+    for step, following in pairwise(steps_of(equal).values()):
+        x_NCHW = step(x_NCHW)
+        layer = weighted_layer(following)
+        if not isinstance(step, ConvUnit) or layer is None or isinstance(step.activation, nn.ReLU6):
+            continue
+        factors_C = _factors(x_NCHW.abs().amax((0, 2, 3)), layer)
+        assert step.conv.bias is not None
+        step.conv.weight.div_(factors_C.view(-1, 1, 1, 1))
+        step.conv.bias.div_(factors_C)
+        depthwise = isinstance(layer, nn.Conv2d) and layer.groups > 1
+        place = (-1, 1, 1, 1) if depthwise else (1, -1, 1, 1)
+        layer.weight.mul_(factors_C.view(*place[: layer.weight.dim()]))
+        x_NCHW = x_NCHW / factors_C.view(1, -1, 1, 1)
+    return equal
+
+
+def _factors(ranges_C: Tensor, layer: nn.Conv2d | nn.Linear) -> Tensor:
+    """What each channel is divided by; the largest is 1."""
+    ranges_C = ranges_C.clamp(min=float(ranges_C.max()) * SMALLEST)
+    if isinstance(layer, nn.Conv2d) and layer.groups > 1:
+        # A scale for each of its channels takes up any factor.
+        return ranges_C / ranges_C.max()
+    others = [axis for axis in range(layer.weight.dim()) if axis != 1]
+    weights_C = layer.weight.abs().amax(others)
+    weights_C = weights_C.clamp(min=float(weights_C.max()) * SMALLEST)
+    factors_C = (ranges_C / weights_C).sqrt()
+    return factors_C / factors_C.max()

@@ -1,0 +1,123 @@
+"""Real images on which an exported file is judged, and those from which int8 takes its ranges."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mobilenets.data.images import find_images
+from mobilenets.training.run import Run
+
+IMAGES, CALIBRATION_IMAGES = 512, 100
+# Fewer say too little of what values an activation takes.
+FEWEST_TO_CALIBRATE = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """Images as the network takes them, and what is on them where that is known.
+
+    Args:
+        images_NCHW: float32, preprocessed.
+        targets_N: class indices.
+        source: where they are from, for people.
+    """
+
+    images_NCHW: Tensor
+    targets_N: Tensor | None
+    source: str
+
+    def __post_init__(self) -> None:
+        if not len(self.images_NCHW):
+            raise ValueError("no images to compare the exported file on: give some with --images")
+
+    def top1(self, outputs_NK: NDArray[np.float32]) -> float | None:
+        """The share of right first guesses, where the targets are known."""
+        if self.targets_N is None:
+            return None
+        return float((outputs_NK.argmax(1) == self.targets_N.numpy()).mean())
+
+
+def find_evidence(
+    run: Run,
+    images: Sequence[str] | None = None,
+    data: str | None = None,
+    *,
+    limit: int = IMAGES,
+) -> Evidence:
+    """Images to judge a run's exports on: those given, else validation images of the run.
+
+    Args:
+        images: files and folders, whose classes are not known.
+        data: a labelled data set; its test part, else its validation part.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if images:
+        paths = find_images(images)[:limit]
+        pictures = torch.cat([run.prepare(path) for path in paths])
+        return Evidence(images_NCHW=pictures, targets_N=None, source=" ".join(images))
+    if data:
+        return _labelled(run, data, None, limit)
+    return _labelled(run, _own_data(run), "val", limit)
+
+
+def find_calibration(
+    run: Run, images: Sequence[str] | None = None, *, limit: int = CALIBRATION_IMAGES
+) -> Tensor:
+    """Images from which int8 takes its ranges (N, C, H, W): those given, else training images of the run.
+
+    Raises:
+        ValueError: there are too few, or there is nothing to see on them.
+    """
+    if images:
+        paths = find_images(images)
+        chosen = np.linspace(0, len(paths) - 1, min(limit, len(paths))).round().astype(int)
+        pictures = torch.cat([run.prepare(paths[index]) for index in chosen])
+        source = " ".join(images)
+    else:
+        source = _own_data(run)
+        pictures = _labelled(run, source, "train", limit).images_NCHW
+    if len(pictures) < FEWEST_TO_CALIBRATE:
+        raise ValueError(
+            f"{source}: {len(pictures)} images are too few to take int8's ranges from; give at least "
+            f"{FEWEST_TO_CALIBRATE}, better {limit}, with --calibrate"
+        )
+    blank = pictures.flatten(1).std(1) < 1e-3
+    if blank.float().mean() > 0.5:
+        raise ValueError(
+            f"{source}: {int(blank.sum())} of {len(pictures)} calibration images have one colour only: "
+            "give photos like those that the model will see with --calibrate"
+        )
+    return pictures
+
+
+def _own_data(run: Run) -> str:
+    where = run.config["data"].get("where")
+    if where is None:
+        raise ValueError(
+            f"{run.folder} was trained elsewhere: give images to compare on with --images or "
+            "--data, and for int8 with --calibrate"
+        )
+    return str(where)
+
+
+def _labelled(run: Run, where: str, split: str | None, limit: int) -> Evidence:
+    try:
+        name, loader, _ = run.task.open_for_evaluation(
+            where, split, run.config["data"], on_bad_image="skip", limit=limit
+        )
+    except ValueError as error:
+        raise ValueError(f"{error}; give images to compare on with --images") from None
+    batches = list(loader.batches())
+    return Evidence(
+        images_NCHW=torch.cat([batch.images_NCHW for batch in batches]).contiguous(),
+        targets_N=torch.cat([batch.targets_N for batch in batches]),
+        source=f"{where} ({name})",
+    )

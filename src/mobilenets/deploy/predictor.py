@@ -1,0 +1,154 @@
+"""Predictions the fast way: images are read in threads while the network works on those before them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mobilenets.data.files import read_json
+from mobilenets.data.images import BadImageError
+from mobilenets.deploy.bundle import MANIFEST, checksums, folder_of
+from mobilenets.deploy.target import FLOAT, TARGETS, Target
+from mobilenets.runtimes.model import Model, find_runtime
+from mobilenets.runtimes.timing import time_once
+from mobilenets.training.run import Run
+from mobilenets.training.stages import Stages
+from mobilenets.training.task import Prediction
+
+BATCH = 32
+TORCH = "torch"
+# So many calls tell which runtime is the fastest.
+TRIALS = 5
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A runtime with a run's network in it: a batch (N, C, H, W) gives outputs (N, K)."""
+
+    runtime: str
+    outputs: Callable[[Tensor], NDArray[np.float32]]
+
+
+def find_engine(run: Run, wanted: str = "auto") -> Engine:
+    """The runtime that a run predicts with.
+
+    Args:
+        wanted: `auto` takes the fastest on this machine of those for which the run was exported in floats and
+            proven equal, and `torch` where there are none.
+
+    Raises:
+        ValueError: the runtime is unknown, or there is no export of these weights that was proven.
+        ImportError: it is not installed.
+    """
+    targets = {target.runtime: target for target in TARGETS.values() if target.runtime}
+    if wanted not in ("auto", TORCH, *targets):
+        raise ValueError(f"--runtime is auto, {TORCH}, {', '.join(targets)}, not {wanted!r}")
+    engines = []
+    if wanted != TORCH:
+        asked = targets.values() if wanted == "auto" else [targets[wanted]]
+        files = {target.runtime: file for target in asked if (file := _proven(run, target))}
+        engines = [
+            _engine(name, find_runtime(name).open(file))
+            for name, file in files.items()
+            if wanted != "auto" or find_runtime(name).installed
+        ]
+    if engines:
+        return engines[0] if len(engines) == 1 else _fastest(engines, run)
+    if wanted not in ("auto", TORCH):
+        raise ValueError(
+            f"{run.folder} has no export of its weights that was proven equal: "
+            f"mobilenets export {run.folder} --to {targets[wanted].name} --overwrite"
+        )
+    return Engine(TORCH, lambda inputs_NCHW: run.outputs(inputs_NCHW).numpy())
+
+
+def _engine(runtime: str, model: Model) -> Engine:
+    return Engine(runtime, lambda inputs_NCHW: model.run(inputs_NCHW.contiguous().numpy()))
+
+
+def _fastest(engines: Sequence[Engine], run: Run) -> Engine:
+    """The one whose quickest call is the quickest, after one to warm up."""
+    spec = run.spec
+    images_NCHW = torch.zeros(1, spec.input_channels, spec.height, spec.across)
+
+    def milliseconds(engine: Engine) -> float:
+        return min(time_once(lambda: engine.outputs(images_NCHW)) for _ in range(TRIALS + 1))
+
+    return min(engines, key=milliseconds)
+
+
+def predict_files(
+    run: Run,
+    paths: Sequence[Path],
+    engine: Engine,
+    *,
+    batch_size: int = BATCH,
+    stages: Stages | None = None,
+) -> Iterator[tuple[Path, Prediction | BadImageError]]:
+    """What a run says of each file, in order, or what is wrong with the file.
+
+    Args:
+        stages: notes how long this thread waited for `images`, for the `network`, and for all else.
+    """
+    stages = stages or Stages()
+
+    def prepare(path: Path) -> Tensor | BadImageError:
+        try:
+            return run.prepare(path)
+        except BadImageError as error:
+            return error
+
+    groups = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
+    with _readers() as pool:
+        ahead = [pool.map(prepare, group) for group in groups[:1]]
+        for number, group in enumerate(groups):
+            found = list(ahead.pop())
+            stages.lap("images")
+            ahead = [pool.map(prepare, after) for after in groups[number + 1 : number + 2]]
+            readable = [image for image in found if isinstance(image, Tensor)]
+            outputs = engine.outputs(torch.cat(readable)) if readable else None
+            stages.lap("network")
+            predictions = iter([] if outputs is None else run.task.decode(outputs))
+            for path, image in zip(group, found, strict=True):
+                yield path, image if isinstance(image, BadImageError) else next(predictions)
+            stages.count(len(readable))
+            stages.lap("labels")
+
+
+@contextmanager
+def _readers() -> Iterator[ThreadPoolExecutor]:
+    """Threads that read one image at a time each: PyTorch's own would only get into their way."""
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(
+            os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool:
+            yield pool
+    finally:
+        # Threads that others start later take the number that was set last.
+        torch.set_num_threads(before)
+
+
+def _proven(run: Run, target: Target) -> Path | None:
+    """A float file whose manifest says that it is equal, of just these weights and bytes."""
+    folder = folder_of(run, target, FLOAT)
+    file = folder / target.file
+    try:
+        manifest = read_json(folder / MANIFEST)
+        proven = (
+            manifest["parity"]["holds"] is True
+            and manifest.get("weights_sha256") == run.weights_sha256
+            and manifest.get("sha256") == checksums(file)
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return file if proven and file.exists() else None

@@ -1,0 +1,161 @@
+"""The runtimes that a run can be exported for; torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mobilenets.runtimes.model import Model, Runtime, find_runtime
+
+if TYPE_CHECKING:
+    from mobilenets.deploy.exportable import Exportable
+
+FLOAT, INT8 = "fp32", "int8"
+PRECISIONS = (FLOAT, INT8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A kind of file, and what writes it.
+
+    Args:
+        name: on the command line.
+        title: of the runtime, for people.
+        file: the bundle's model file.
+        packages: what is imported to write it.
+        distributions: what they are installed as, whose versions a bundle names.
+        extra: of this package, that installs them; empty where they are always there.
+        writer: a module with `write(model, path)`.
+        runtime: that executes it on this machine; empty where none does.
+        quantised_by: another target, whose packages make its int8 too.
+        corrects_bias: its own quantiser makes up for the shifts that int8 brings.
+    """
+
+    name: str
+    title: str
+    file: str
+    packages: tuple[str, ...]
+    distributions: tuple[str, ...]
+    extra: str
+    writer: str
+    runtime: str
+    corrects_bias: bool = False
+    quantised_by: str = ""
+
+    def check_installed(self, precision: str = FLOAT) -> None:
+        """Make sure that files of a precision can be written and read back.
+
+        Raises:
+            ImportError: something is not installed; it says how to install it.
+        """
+        needs = {self.extra: self.packages}
+        if precision == INT8 and self.quantised_by:
+            other = TARGETS[self.quantised_by]
+            needs[other.extra] = other.packages
+        for extra, packages in needs.items():
+            if any(find_spec(package) is None for package in packages):
+                raise ImportError(
+                    f"exporting to {self.name} needs more: pip install 'mobilenets[{extra}]'"
+                )
+
+    def write(self, model: Exportable, path: Path) -> None:
+        """Write a network as a file for this runtime."""
+        import_module(self.writer).write(model, path)
+
+    @property
+    def reader(self) -> Runtime | None:
+        """The runtime that proves a file, where one runs here."""
+        return find_runtime(self.runtime) if self.runtime else None
+
+    def open(self, path: Path, threads: int = 0) -> Model | None:
+        """Load a file in its own runtime, where one runs here."""
+        return None if self.reader is None else self.reader.open(path, threads)
+
+
+TARGETS = {
+    target.name: target
+    for target in (
+        Target(
+            name="onnx",
+            title="ONNX",
+            file="model.onnx",
+            packages=("onnx", "onnxscript", "onnxruntime"),
+            distributions=("onnx", "onnxscript", "onnxruntime"),
+            extra="",
+            writer="mobilenets.deploy.onnx",
+            runtime="onnxruntime",
+        ),
+        Target(
+            name="litert",
+            title="LiteRT (TensorFlow Lite)",
+            file="model.tflite",
+            packages=("litert_torch", "ai_edge_litert", "ai_edge_quantizer", "mediapipe"),
+            distributions=("litert-torch", "ai-edge-litert", "ai-edge-quantizer"),
+            extra="litert",
+            writer="mobilenets.deploy.litert",
+            runtime="litert",
+        ),
+        Target(
+            name="executorch",
+            title="ExecuTorch (XNNPACK)",
+            file="model.pte",
+            packages=("executorch", "torchao"),
+            distributions=("executorch", "torchao"),
+            extra="executorch",
+            writer="mobilenets.deploy.executorch",
+            runtime="executorch",
+        ),
+        Target(
+            name="openvino",
+            title="OpenVINO",
+            file="model.xml",
+            packages=("openvino", "nncf"),
+            distributions=("openvino", "nncf"),
+            extra="openvino",
+            writer="mobilenets.deploy.openvino",
+            runtime="openvino",
+            corrects_bias=True,
+        ),
+        Target(
+            name="coreml",
+            title="Core ML",
+            file="model.mlpackage",
+            packages=("coremltools",),
+            distributions=("coremltools",),
+            extra="coreml",
+            writer="mobilenets.deploy.coreml",
+            runtime="",
+            # Its activations stay in float, and nothing shifts.
+            corrects_bias=True,
+        ),
+        Target(
+            name="pt2",
+            title="PyTorch (torch.export)",
+            file="model.pt2",
+            packages=("torch",),
+            distributions=(),
+            extra="",
+            writer="mobilenets.deploy.pt2",
+            runtime="pt2",
+            quantised_by="executorch",
+        ),
+    )
+}
+
+
+def find_targets(names: list[str]) -> list[Target]:
+    """Targets by name, each once.
+
+    Raises:
+        ValueError: names the one that is none.
+
+    >>> [target.file for target in find_targets(["onnx", "litert"])]
+    ['model.onnx', 'model.tflite']
+    """
+    for name in names:
+        if name not in TARGETS:
+            raise ValueError(f"unknown target {name!r}: the targets are {', '.join(TARGETS)}")
+    return [TARGETS[name] for name in dict.fromkeys(names)]

@@ -1,0 +1,65 @@
+"""Latency against accuracy, for people to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from mobilenets.deploy.benchmark import Row
+
+
+def draw_latency(rows: Sequence[Row], path: Path) -> None:
+    """Draw one point a model and runtime whose accuracy is known, one line a runtime."""
+    known = [(row, row.top1) for row in rows if row.top1 is not None]
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for kind in dict.fromkeys((row.runtime, row.batch, row.threads) for row, _ in known):
+        here = sorted(
+            (
+                point
+                for point in known
+                if (point[0].runtime, point[0].batch, point[0].threads) == kind
+            ),
+            key=lambda point: point[0].median_ms,
+        )
+        times = [row.median_ms for row, _ in here]
+        runtime, batch, threads = kind
+        axes.errorbar(
+            times,
+            [top1 for _, top1 in here],
+            xerr=(
+                [row.median_ms - row.lower_ms for row, _ in here],
+                [row.upper_ms - row.median_ms for row, _ in here],
+            ),
+            fmt=".-",
+            capsize=2,
+            label=f"{runtime}, batch {batch}, {threads} threads",
+        )
+        for row, top1 in here:
+            at = (row.median_ms, top1)
+            axes.annotate(row.name, at, (4, -10), textcoords="offset points", size=8)
+    axes.set(xscale="log", xlabel="milliseconds a call", ylabel="top-1, %")
+    axes.grid(color="#d9d9d9", linewidth=0.6, which="both")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=110, metadata={"Software": None} if path.suffix == ".png" else None)
+
+
+def check_latency_picture(path: Path, *, known: bool) -> None:
+    """Before minutes of timing: whether the picture could be drawn afterwards.
+
+    Args:
+        known: whether the accuracy of any model is.
+
+    Raises:
+        ValueError: no accuracy is known, the file's ending is no picture's, or its folder is missing.
+    """
+    endings = sorted(Figure().canvas.get_supported_filetypes())
+    if not known:
+        raise ValueError("--plot needs accuracies: published models such as 0.5-160, or runs")
+    if path.suffix.removeprefix(".") not in endings:
+        raise ValueError(f"--plot {path}: the name of a picture ends in {', '.join(endings)}")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"--plot {path}: there is no such folder")
