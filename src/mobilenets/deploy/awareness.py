@@ -53,7 +53,7 @@ def fine_tune(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * batches)
     with progress("fine-tuning for int8", epochs * len(images_NCHW)) as advance:
         for _ in range(epochs):
-            for chosen in torch.randperm(len(images_NCHW)).split(BATCH):
+            for chosen in torch.split(torch.randperm(len(images_NCHW)), BATCH):
                 images = images_NCHW[chosen]
                 with torch.no_grad():
                     wanted_NK = teacher(images)
@@ -62,7 +62,7 @@ def fine_tune(
                 if not math.isfinite(distance):
                     raise ValueError(f"the outputs are no longer numbers: lower --lr from {lr:g}")
                 optimizer.zero_grad()
-                loss.backward()
+                torch.autograd.backward(loss)
                 optimizer.step()
                 schedule.step()
                 advance(len(images), f"loss {distance:.4f}")
