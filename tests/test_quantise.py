@@ -55,6 +55,14 @@ def test_a_run_comes_out_that_loses_less(digits_run, tmp_path, capsys):
     assert "already holds a run" in capsys.readouterr().err
 
 
+def test_a_run_is_not_replaced_by_what_comes_of_it(digits_run, capsys):
+    before = sorted(path.name for path in digits_run.iterdir())
+    for output in (digits_run, digits_run / "tuned", digits_run.parent):
+        assert cli(["quantise", str(digits_run), "--output", str(output), "--overwrite"]) == 2
+        assert "is where the run itself lies" in capsys.readouterr().err
+    assert sorted(path.name for path in digits_run.iterdir()) == before
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [

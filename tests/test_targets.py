@@ -22,6 +22,7 @@ from mobilenets.deploy.evidence import Evidence, find_calibration, find_evidence
 from mobilenets.deploy.target import TARGETS
 from mobilenets.runtimes.model import RUNTIMES
 from mobilenets.training.run import Run
+from test_cli import make_folder, train_arguments
 from test_export import untrained_run
 
 EXECUTED = ["litert", "executorch", "openvino", "pt2"]
@@ -208,7 +209,8 @@ def test_a_missing_extra_says_how_to_install_it(digits_run, tmp_path, monkeypatc
     ("asked", "says"),
     [
         (["--to", "tensorrt"], "unknown target 'tensorrt': the targets are onnx, litert"),
-        (["--calibrate", "x"], "--calibrate and --per-tensor are for --int8"),
+        (["--calibrate", "x"], "--calibrate, --max-loss and --per-tensor are for --int8"),
+        (["--images", "x", "--data", "y"], "give --images or --data, not both"),
         (["--images", "nowhere"], "nowhere"),
         (["--data", "nowhere"], "nowhere"),
         (["--limit", "0"], "--limit"),
@@ -229,6 +231,68 @@ def test_a_folder_of_something_else_is_not_replaced(digits_run, tmp_path, capsys
     assert cli(asked) == 2
     assert "is not empty and holds no export" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    # Nor an export in which someone else works.
+    bundle = tmp_path / "bundle"
+    asked = ["export", str(digits_run), "--output", str(bundle), "--overwrite"]
+    assert cli(asked) == 0
+    assert cli(asked) == 0
+    (bundle / "App.kt").write_text("fun main() {}")
+    capsys.readouterr()
+    assert cli(asked) == 2
+    assert "holds App.kt besides an export" in capsys.readouterr().err
+
+
+def test_an_export_that_can_not_be_put_in_place_leaves_the_one_before(
+    digits_run, tmp_path, monkeypatch
+):
+    bundle = tmp_path / "bundle"
+    asked = ["export", str(digits_run), "--output", str(bundle), "--overwrite"]
+    assert cli(asked) == 0
+    before = (bundle / "manifest.json").stat().st_ino
+    rename = Path.rename
+
+    def fails(self, other):
+        if self.name == "bundle" and self.parent != tmp_path:
+            raise OSError("no")
+        return rename(self, other)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    assert cli(asked) == 2
+    assert (bundle / "manifest.json").stat().st_ino == before
+
+
+def test_where_one_stands_and_through_a_link(digits_run, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    monkeypatch.chdir(tmp_path / "here")
+    assert cli(["export", str(digits_run), "--output", "."]) == 0
+    assert cli(["export", str(digits_run), "--output", str(tmp_path / "link")]) == 0
+    assert (tmp_path / "here" / "model.onnx").is_file()
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "there" / "model.onnx").is_file()
+
+
+def test_a_run_of_a_plain_folder_is_calibrated_on_what_it_was_taught(tmp_path):
+    data = make_folder(tmp_path / "photos", splits=(".",), images=20)
+    assert cli(train_arguments(data, tmp_path / "run")) == 0
+    run = Run.load(tmp_path / "run")
+    judged, calibration = find_evidence(run).images_NCHW, find_calibration(run)
+    assert len(judged) + len(calibration) == 40
+    shared = (calibration[:, None] == judged[None]).flatten(2).all(2).any()
+    assert not shared
+
+
+def test_outputs_without_a_class_have_a_label(tmp_path):
+    # The article's recipe has a thousand outputs for ten classes.
+    spec = MobileNetSpec(0.25, 32)
+    run = untrained_run(tmp_path / "run", spec, classes=3)
+    state = {name: value for name, value in run.model.state_dict().items()}
+    run.model.classifier = torch.nn.Linear(run.model.feature_channels, 5)
+    assert set(state) == set(run.model.state_dict())
+    bundle = export(run, TARGETS["onnx"], tmp_path / "bundle", random_images(spec))
+    labels = (tmp_path / "bundle" / "labels.txt").read_text().splitlines()
+    assert labels == ["class 0", "class 1", "class 2", "unused 3", "unused 4"]
+    assert bundle.manifest["labels"] == 5
 
 
 def test_an_interrupted_export_leaves_nothing(digits_run, tmp_path, monkeypatch):
@@ -333,6 +397,8 @@ def poisoned(files):
     place = weights.rpartition("/")[0]
     attack = io.BytesIO()
     torch.save(Attack(), attack)
+    (graph,) = (name for name in files if "/models/" in name)
+    evaluated = files[graph].replace(b"Symbol('", b"__import__('os').mkdir('attacked') or Symbol('")
     config = json.loads(files[weights])
     entry = next(iter(config["config"].values()))
     entry["use_pickle"] = True
@@ -346,6 +412,9 @@ def poisoned(files):
             f"{constants.rpartition('/')[0]}/opaque_obj_0": pickle.dumps(Attack()),
         },
         {f"{place}/model.pt": attack.getvalue()},
+        {graph: evaluated},
+        {f"{place.removesuffix('weights')}aotinductor/model/a.so": b"library"},
+        {inputs.upper(): files[inputs]},
     ]
 
 

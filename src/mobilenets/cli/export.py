@@ -31,8 +31,8 @@ def export(
         typer.Option(help="Images for int8's ranges, not the run's training images."),
     ] = None,
     max_loss: Annotated[
-        float, typer.Option(min=0, help="Points of top-1 that int8 may lose.")
-    ] = 1.0,
+        float | None, typer.Option(min=0, help="Points of top-1 that int8 may lose; 1.")
+    ] = None,
     per_tensor: Annotated[
         bool, typer.Option("--per-tensor", help="One int8 scale a layer, for old accelerators.")
     ] = False,
@@ -44,13 +44,13 @@ def export(
     from mobilenets.deploy.target import FLOAT, INT8, find_targets
 
     targets = find_targets(to or ["onnx"])
-    if not int8 and (calibrate or per_tensor):
-        raise ValueError("--calibrate and --per-tensor are for --int8")
+    if not int8 and (calibrate or per_tensor or max_loss is not None):
+        raise ValueError("--calibrate, --max-loss and --per-tensor are for --int8")
     precision = INT8 if int8 else FLOAT
     for target in targets:
         target.check_installed(precision)
 
-    from mobilenets.deploy.bundle import Quantisation, check_replaceable, folder_of
+    from mobilenets.deploy.bundle import MAX_LOSS, Quantisation, check_replaceable, folder_of
     from mobilenets.deploy.bundle import export as write
     from mobilenets.deploy.evidence import find_calibration, find_evidence
     from mobilenets.training.memory import keep_freed_memory
@@ -67,8 +67,8 @@ def export(
     quantisation = None
     if int8:
         quantisation = Quantisation(
-            calibration_NCHW=find_calibration(opened, calibrate or images),
-            max_loss=max_loss,
+            calibration_NCHW=find_calibration(opened, calibrate),
+            max_loss=MAX_LOSS if max_loss is None else max_loss,
             per_channel=not per_tensor,
         )
     rows = []
@@ -78,7 +78,7 @@ def export(
         rows.append(bundle.manifest | {"file": str(bundle.file)})
         size = f"{bundle.file}: {bundle.manifest['bytes'] / 1e6:.2f} MB"
         if bundle.parity is None:
-            tell(f"{size}, not compared: {target.title} does not run on this machine")
+            tell(f"{size}, not compared: {target.title} files can't be run here")
         elif int8:
             tell(f"{size}, int8 in {bundle.manifest['runtime']}: {_cost(bundle.manifest)}")
         else:

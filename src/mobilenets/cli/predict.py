@@ -38,13 +38,13 @@ def predict(
 
     from mobilenets.data.images import BadImageError, find_images
     from mobilenets.data.progress import progress
-    from mobilenets.deploy.predictor import find_engine, predict_files
+    from mobilenets.deploy.predictor import BATCH, find_engine, predict_files
     from mobilenets.training.run import Run
     from mobilenets.training.stages import Stages
 
     opened = Run.load(run)
-    engine = find_engine(opened, runtime)
     paths = find_images(images)
+    engine = find_engine(opened, runtime, batch=min(len(paths), BATCH))
     rows: list[dict[str, Any]] = []
     stages = Stages()
     with progress("predicting", len(paths)) as advance:

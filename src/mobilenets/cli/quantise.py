@@ -39,6 +39,9 @@ def quantise(
 
     keep_freed_memory()
     opened = Run.load(run)
+    here, there = run.resolve(), output.resolve()
+    if here == there or here in there.parents or there in here.parents:
+        raise ValueError(f"{output} is where the run itself lies: give another --output")
     check_free(output, overwrite=overwrite)
     pictures = find_calibration(opened, images, limit=limit)
     state = fine_tune(opened, pictures, epochs=epochs, lr=lr, seed=seed)

@@ -32,7 +32,7 @@ def spread(arguments: Iterable[str]) -> list[str]:
             found.append(word)
             continue
         if option is not None and not first:
-            if word in SEVERAL[option] or word.isdecimal():
+            if word in SEVERAL[option] or (word.isdecimal() and not SEVERAL[option]):
                 found.append(option)
             else:
                 option = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +34,9 @@ from mobilenets.training.run import Run
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+_BESIDE = {
+    MANIFEST, "README.md", "golden.npz", "labels.txt", "layers.json", "layers.png", "preprocessing.json",
+}  # fmt: skip
 BATCH = 32
 MAX_LOSS = 1.0
 # How many of the worst layers stay in float, one attempt after another.
@@ -95,7 +99,9 @@ def export(
     """
     precision = FLOAT if quantisation is None else INT8
     target.check_installed(precision)
+    folder = folder.resolve()
     check_replaceable(folder, overwrite=overwrite)
+    weights = run.weights_sha256
     with _aside(folder) as aside:
         path = aside / target.file
         model = Exportable.of_run(run)
@@ -112,16 +118,19 @@ def export(
             "file": target.file,
             "bytes": sum(file.stat().st_size for file in model_files(path)),
             "sha256": checksums(path),
-            "weights_sha256": run.weights_sha256,
-            "input": {"shape": list(model.input_shape), "layout": "CHW", "type": "float32"},
-            "labels": len(run.labels),
+            "weights_sha256": weights,
+            "input": target.input_of(model),
+            "labels": len(model.labels),
             "precision": precision,
             **about,
             "versions": {
-                name: version(name) for name in ("mobilenets", "torch", *target.distributions)
+                name: version(name)
+                for name in ("mobilenets", "torch", *target.distributions_for(precision))
             },
         }
-        _write_beside(run, aside, evidence, reference_NK, manifest, target)
+        _write_beside(model, aside, evidence, reference_NK, manifest, target)
+        if run.weights_sha256 != weights:
+            raise ValueError(f"{run.folder} got other weights meanwhile: export it once more")
         _publish(aside, folder)
     return Bundle(folder=folder, manifest=manifest, parity=parity)
 
@@ -159,7 +168,11 @@ def _int8(
     how: Quantisation,
 ) -> tuple[dict[str, Any], Parity | None]:
     images_NCHW = how.calibration_NCHW
-    equal = model.with_network(equalise(model.network, images_NCHW))
+    if not target.rounds_activations:
+        int8 = Int8(images_NCHW=images_NCHW, per_channel=how.per_channel)
+        target.write(model.quantised(int8), path)
+        return {"float_layers": [], "parity": None, "runtime": None}, None
+    equal = model.with_network(equalise(model.network, images_NCHW, per_channel=how.per_channel))
     simulation = Simulation(equal.network, images_NCHW, per_channel=how.per_channel)
     errors = simulation.errors(images_NCHW[:LAYER_IMAGES])
     _write_layers(errors, path.parent)
@@ -177,9 +190,8 @@ def _int8(
         _remove(path)
         target.write(given, path)
         outputs_NK = _executed(target, path, evidence)
+        assert outputs_NK is not None
         about = {"float_layers": [errors[number].layer for number in sorted(keep)]}
-        if outputs_NK is None:
-            return {**about, "parity": None, "runtime": None}, None
         parity = compare(reference_NK, outputs_NK)
         found = _lost(evidence, reference_NK, outputs_NK)
         lost = found if lost is None else lost
@@ -208,7 +220,7 @@ def _measured(
     assert target.reader is not None
     return {
         "runtime": target.reader.title,
-        "images": Path(evidence.source).name,
+        "images": evidence.source,
         "top1": {"fp32": evidence.top1(reference_NK), "file": evidence.top1(outputs_NK)},
     }
 
@@ -243,23 +255,31 @@ def _outputs(
 
 
 def _write_layers(errors: Sequence[LayerError], folder: Path) -> None:
-    rows = [asdict(error) for error in errors]
+    rows = [
+        {key: None if value == math.inf else value for key, value in asdict(error).items()}
+        for error in errors
+    ]
     (folder / "layers.json").write_text(json.dumps(rows, indent=2) + "\n")
 
 
 def _write_beside(
-    run: Run,
+    model: Exportable,
     folder: Path,
     evidence: Evidence,
     reference_NK: NDArray[np.float32],
     manifest: dict[str, Any],
     target: Target,
 ) -> None:
-    preprocessing = json.dumps(run.preprocessing.to_dict(), indent=2)
-    (folder / "preprocessing.json").write_text(preprocessing + "\n")
-    (folder / "labels.txt").write_text("".join(f"{label}\n" for label in run.labels))
-    np.savez(folder / "golden.npz", input=evidence.images_NCHW[:1].numpy(), output=reference_NK[:1])
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    def write(name: str, text: str) -> None:
+        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+
+    write("preprocessing.json", json.dumps(model.preprocessing.to_dict(), indent=2) + "\n")
+    write("labels.txt", "".join(f"{label}\n" for label in model.labels))
+    image_NCHW, output_NK = evidence.images_NCHW[:1], torch.from_numpy(reference_NK[:1])
+    if target.normalises:
+        image_NCHW, output_NK = model.pixels(image_NCHW), output_NK.softmax(1)
+    np.savez(folder / "golden.npz", input=image_NCHW.numpy(), output=output_NK.numpy())
+    write(MANIFEST, json.dumps(manifest, indent=2) + "\n")
     pages = Environment(
         loader=PackageLoader("mobilenets.deploy"),
         undefined=StrictUndefined,
@@ -269,9 +289,9 @@ def _write_beside(
         autoescape=False,  # noqa: S701 (Markdown)
     )
     text = pages.get_template("README.md").render(
-        manifest=manifest, target=target, preprocessing=run.preprocessing
+        manifest=manifest, target=target, preprocessing=model.preprocessing
     )
-    (folder / "README.md").write_text(text)
+    write("README.md", text)
 
 
 def check_replaceable(folder: Path, *, overwrite: bool) -> None:
@@ -284,18 +304,19 @@ def check_replaceable(folder: Path, *, overwrite: bool) -> None:
         raise ValueError(f"{folder} is a file: give another folder with --output")
     if not folder.is_dir() or not any(folder.iterdir()):
         return
-    if not is_bundle(folder):
-        raise ValueError(f"{folder} is not empty and holds no export: give another folder")
+    try:
+        ours = {Path(name).parts[0] for name in read_json(folder / MANIFEST)["sha256"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"{folder} is not empty and holds no export: give another folder"
+        ) from None
+    others = {path.name for path in folder.iterdir()} - ours - _BESIDE
+    if others:
+        raise ValueError(
+            f"{folder} holds {min(others)} besides an export: move it away, or give another folder"
+        )
     if not overwrite:
         raise ValueError(f"{folder} already holds an export: give another --output, or --overwrite")
-
-
-def is_bundle(folder: Path) -> bool:
-    """Whether a folder was written by `export`, or by its predecessor."""
-    try:
-        return {"sha256", "weights_sha256"} <= read_json(folder / MANIFEST).keys()
-    except (OSError, ValueError):
-        return (folder / "parity.json").is_file()
 
 
 def checksums(path: Path) -> dict[str, str]:
@@ -332,7 +353,23 @@ def _aside(folder: Path) -> Iterator[Path]:
 
 
 def _publish(aside: Path, folder: Path) -> None:
-    """Put a whole bundle in its place; what was there goes last."""
+    """Put a whole bundle in its place; what was there goes last, and comes back if that fails."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        # It may be where someone stands, or a disk of its own.
+        try:
+            for path in aside.iterdir():
+                shutil.move(path, folder / path.name)
+        except BaseException:
+            for path in folder.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            raise
+        return
+    before = aside.parent / "before"
     if folder.exists():
-        folder.rename(aside.parent / "before")
-    aside.rename(folder)
+        folder.rename(before)
+    try:
+        aside.rename(folder)
+    except BaseException:
+        if before.exists() and not folder.exists():
+            before.rename(folder)
+        raise

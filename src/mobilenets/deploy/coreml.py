@@ -7,10 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mobilenets.deploy.exportable import Exportable
+from mobilenets.deploy.exportable import LEVELS, Exportable
 from mobilenets.runtimes.quiet import quiet
-
-LEVELS = 255
 
 
 class _FromPixels(nn.Module):
@@ -65,7 +63,12 @@ def write(model: Exportable, path: Path) -> None:
             skip_model_load=True,
         )
         if model.int8 is not None:
-            how = optimize.OpLinearQuantizerConfig(mode="linear_symmetric")
+            how = optimize.OpLinearQuantizerConfig(
+                mode="linear_symmetric",
+                granularity="per_channel" if model.int8.per_channel else "per_tensor",
+                # By itself it leaves small layers in float.
+                weight_threshold=0,
+            )
             package = optimize.linear_quantize_weights(
                 package, config=optimize.OptimizationConfig(global_config=how)
             )

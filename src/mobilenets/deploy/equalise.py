@@ -18,12 +18,11 @@ from torch import Tensor, nn
 from mobilenets.architecture.layers import ConvUnit
 from mobilenets.deploy.exportable import steps_of, weighted_layer
 
-# Channels that hardly ever speak must not become loud.
 SMALLEST = 1e-3
 
 
 @torch.no_grad()
-def equalise(network: nn.Module, images_NCHW: Tensor) -> nn.Module:
+def equalise(network: nn.Module, images_NCHW: Tensor, *, per_channel: bool = True) -> nn.Module:
     """A copy that computes the same to rounding, with like ranges.
 
     ReLU6 does not pass a factor through: layers that end in one are left as they are, and their ranges are alike.
@@ -31,6 +30,7 @@ def equalise(network: nn.Module, images_NCHW: Tensor) -> nn.Module:
     Args:
         network: batch norm folded.
         images_NCHW: real images, preprocessed; their activations say what the ranges are.
+        per_channel: weights will have one scale for each output channel, not one for all.
     """
     equal = copy.deepcopy(network)
     x_NCHW = images_NCHW
@@ -39,25 +39,34 @@ def equalise(network: nn.Module, images_NCHW: Tensor) -> nn.Module:
         layer = weighted_layer(following)
         if not isinstance(step, ConvUnit) or layer is None or isinstance(step.activation, nn.ReLU6):
             continue
-        factors_C = _factors(x_NCHW.abs().amax((0, 2, 3)), layer)
+        depthwise = isinstance(layer, nn.Conv2d) and layer.groups > 1
+        factors_C = _factors(
+            x_NCHW.abs().amax((0, 2, 3)), layer.weight, depthwise=depthwise, free=per_channel
+        )
         assert step.conv.bias is not None
         step.conv.weight.div_(factors_C.view(-1, 1, 1, 1))
         step.conv.bias.div_(factors_C)
-        depthwise = isinstance(layer, nn.Conv2d) and layer.groups > 1
         place = (-1, 1, 1, 1) if depthwise else (1, -1, 1, 1)
         layer.weight.mul_(factors_C.view(*place[: layer.weight.dim()]))
         x_NCHW = x_NCHW / factors_C.view(1, -1, 1, 1)
     return equal
 
 
-def _factors(ranges_C: Tensor, layer: nn.Conv2d | nn.Linear) -> Tensor:
-    """What each channel is divided by; the largest is 1."""
-    ranges_C = ranges_C.clamp(min=float(ranges_C.max()) * SMALLEST)
-    if isinstance(layer, nn.Conv2d) and layer.groups > 1:
-        # A scale for each of its channels takes up any factor.
+def _factors(ranges_C: Tensor, weights: Tensor, *, depthwise: bool, free: bool) -> Tensor:
+    """What each channel is divided by; the largest is 1.
+
+    Args:
+        weights: of the layer that follows.
+        free: a depthwise layer's scale for each of its channels takes up any factor.
+    """
+    ranges_C = _clamped(ranges_C)
+    if depthwise and free:
         return ranges_C / ranges_C.max()
-    others = [axis for axis in range(layer.weight.dim()) if axis != 1]
-    weights_C = layer.weight.abs().amax(others)
-    weights_C = weights_C.clamp(min=float(weights_C.max()) * SMALLEST)
-    factors_C = (ranges_C / weights_C).sqrt()
+    others = [axis for axis in range(weights.dim()) if axis != (0 if depthwise else 1)]
+    factors_C = (ranges_C / _clamped(weights.abs().amax(others))).sqrt()
     return factors_C / factors_C.max()
+
+
+def _clamped(ranges_C: Tensor) -> Tensor:
+    """Channels that hardly ever speak must not become loud; a layer that never does stays as it is."""
+    return ranges_C.clamp(min=max(float(ranges_C.max()) * SMALLEST, 1e-12))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -60,9 +61,11 @@ def find_evidence(
         ValueError: there are none.
     """
     if images:
-        paths = find_images(images)[:limit]
-        pictures = torch.cat([run.prepare(path) for path in paths])
-        return Evidence(images_NCHW=pictures, targets_N=None, source=" ".join(images))
+        if data:
+            raise ValueError("give --images or --data, not both")
+        return Evidence(
+            images_NCHW=_prepared(run, images, limit), targets_N=None, source=_names(images)
+        )
     if data:
         return _labelled(run, data, None, limit)
     return _labelled(run, _own_data(run), "val", limit)
@@ -77,10 +80,7 @@ def find_calibration(
         ValueError: there are too few, or there is nothing to see on them.
     """
     if images:
-        paths = find_images(images)
-        chosen = np.linspace(0, len(paths) - 1, min(limit, len(paths))).round().astype(int)
-        pictures = torch.cat([run.prepare(paths[index]) for index in chosen])
-        source = " ".join(images)
+        pictures, source = _prepared(run, images, limit), " ".join(images)
     else:
         source = _own_data(run)
         pictures = _labelled(run, source, "train", limit).images_NCHW
@@ -98,12 +98,24 @@ def find_calibration(
     return pictures
 
 
+def _prepared(run: Run, images: Sequence[str], limit: int) -> Tensor:
+    """So many of the images at most, from all over."""
+    paths = find_images(images)
+    chosen = np.linspace(0, len(paths) - 1, min(limit, len(paths))).round().astype(int)
+    return torch.cat([run.prepare(paths[index]) for index in chosen])
+
+
+def _names(paths: Sequence[str]) -> str:
+    """Without the folders that they lie in, which are this machine's."""
+    return ", ".join(Path(path).name for path in paths)
+
+
 def _own_data(run: Run) -> str:
     where = run.config["data"].get("where")
     if where is None:
         raise ValueError(
-            f"{run.folder} was trained elsewhere: give images to compare on with --images or "
-            "--data, and for int8 with --calibrate"
+            f"{run.folder} was trained elsewhere and has no images of its own: give images to compare on "
+            "with --images or --data, and to take int8's ranges from with --calibrate"
         )
     return str(where)
 
@@ -119,5 +131,5 @@ def _labelled(run: Run, where: str, split: str | None, limit: int) -> Evidence:
     return Evidence(
         images_NCHW=torch.cat([batch.images_NCHW for batch in batches]).contiguous(),
         targets_N=torch.cat([batch.targets_N for batch in batches]),
-        source=f"{where} ({name})",
+        source=f"{_names([where])} ({name})",
     )

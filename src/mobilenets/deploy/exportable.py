@@ -17,6 +17,7 @@ from mobilenets.deploy.fold import fold_batch_norm
 from mobilenets.training.run import Run
 
 LARGEST_BATCH = 4096
+LEVELS = 255
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,12 @@ class Exportable:
     def of_run(cls, run: Run) -> Self:
         """A run's network, folded."""
         model = cls.of_network(run.model, run.spec)
-        return replace(model, preprocessing=run.preprocessing, labels=tuple(run.labels))
+        labels = list(run.labels)
+        head = run.model.classifier
+        if isinstance(head, nn.Linear):
+            # A recipe may ask for more outputs than there are classes.
+            labels += [f"unused {number}" for number in range(len(labels), head.out_features)]
+        return replace(model, preprocessing=run.preprocessing, labels=tuple(labels))
 
     @classmethod
     def of_network(cls, network: nn.Module, spec: MobileNetSpec) -> Self:
@@ -75,6 +81,14 @@ class Exportable:
     def quantised(self, int8: Int8 | None) -> Self:
         """The same, to be quantised so."""
         return replace(self, int8=int8)
+
+    def pixels(self, images_NCHW: Tensor) -> Tensor:
+        """Values from 0 to 255 of images that are normalised."""
+        mean, std = (
+            torch.tensor(values).view(1, -1, 1, 1)
+            for values in (self.preprocessing.mean, self.preprocessing.std)
+        )
+        return LEVELS * (images_NCHW * std + mean)
 
     def example(self, batch: int = 1) -> Tensor:
         """A batch of the right shape, zeros."""

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from mobilenets.deploy.exportable import Exportable
+from mobilenets.deploy.exportable import LEVELS, Exportable
 from mobilenets.runtimes.quiet import quiet
 
 _WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 LABELS = "labels.txt"
-LEVELS = 255
 _METADATA, _METADATA_IDENTIFIER, _MODEL_IDENTIFIER = "TFLITE_METADATA", b"M001", b"TFL3"
 # The first version of the metadata's parsers that knows all that is used here.
 _PARSER = "1.0.0"
@@ -129,9 +128,9 @@ def _metadata(model: Exportable) -> Any:
     picture.content = schema.ContentT()
     picture.content.contentPropertiesType = schema.ContentProperties.ImageProperties
     picture.content.contentProperties = schema.ImagePropertiesT()
-    colours = {1: schema.ColorSpaceType.GRAYSCALE, 3: schema.ColorSpaceType.RGB}
+    colours = {"L": schema.ColorSpaceType.GRAYSCALE, "RGB": schema.ColorSpaceType.RGB}
     picture.content.contentProperties.colorSpace = colours.get(
-        model.input_shape[0], schema.ColorSpaceType.UNKNOWN
+        model.preprocessing.channels, schema.ColorSpaceType.UNKNOWN
     )
     step = schema.ProcessUnitT()
     step.optionsType = schema.ProcessUnitOptions.NormalizationOptions

@@ -38,12 +38,13 @@ class Engine:
     outputs: Callable[[Tensor], NDArray[np.float32]]
 
 
-def find_engine(run: Run, wanted: str = "auto") -> Engine:
+def find_engine(run: Run, wanted: str = "auto", *, batch: int = 1) -> Engine:
     """The runtime that a run predicts with.
 
     Args:
         wanted: `auto` takes the fastest on this machine of those for which the run was exported in floats and
             proven equal, and `torch` where there are none.
+        batch: images at a time, for which it is to be fast.
 
     Raises:
         ValueError: the runtime is unknown, or there is no export of these weights that was proven.
@@ -52,17 +53,19 @@ def find_engine(run: Run, wanted: str = "auto") -> Engine:
     targets = {target.runtime: target for target in TARGETS.values() if target.runtime}
     if wanted not in ("auto", TORCH, *targets):
         raise ValueError(f"--runtime is auto, {TORCH}, {', '.join(targets)}, not {wanted!r}")
-    engines = []
+    engines: list[Engine] = []
     if wanted != TORCH:
         asked = targets.values() if wanted == "auto" else [targets[wanted]]
         files = {target.runtime: file for target in asked if (file := _proven(run, target))}
-        engines = [
-            _engine(name, find_runtime(name).open(file))
-            for name, file in files.items()
-            if wanted != "auto" or find_runtime(name).installed
-        ]
+        for name, file in files.items():
+            try:
+                engines.append(_engine(name, find_runtime(name).open(file)))
+            except (ValueError, ImportError):
+                # One that is missing, or can't read its file any more, is none of those to choose from.
+                if wanted != "auto":
+                    raise
     if engines:
-        return engines[0] if len(engines) == 1 else _fastest(engines, run)
+        return engines[0] if len(engines) == 1 else _fastest(engines, run, batch)
     if wanted not in ("auto", TORCH):
         raise ValueError(
             f"{run.folder} has no export of its weights that was proven equal: "
@@ -75,10 +78,10 @@ def _engine(runtime: str, model: Model) -> Engine:
     return Engine(runtime, lambda inputs_NCHW: model.run(inputs_NCHW.contiguous().numpy()))
 
 
-def _fastest(engines: Sequence[Engine], run: Run) -> Engine:
+def _fastest(engines: Sequence[Engine], run: Run, batch: int) -> Engine:
     """The one whose quickest call is the quickest, after one to warm up."""
     spec = run.spec
-    images_NCHW = torch.zeros(1, spec.input_channels, spec.height, spec.across)
+    images_NCHW = torch.zeros(batch, spec.input_channels, spec.height, spec.across)
 
     def milliseconds(engine: Engine) -> float:
         return min(time_once(lambda: engine.outputs(images_NCHW)) for _ in range(TRIALS + 1))

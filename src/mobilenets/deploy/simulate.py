@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Set
+from collections import deque
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 
 import torch
@@ -105,13 +106,20 @@ class Simulation:
     @torch.no_grad()
     def outputs(self, images_NCHW: Tensor, quantised: Set[str]) -> dict[str, Tensor]:
         """Every layer's output, the network's last, with the named layers in int8."""
-        found: dict[str, Tensor] = {}
+        return dict(self._walk(images_NCHW, quantised))
+
+    @torch.no_grad()
+    def last_outputs(self, images_NCHW: Tensor, quantised: Set[str]) -> Tensor:
+        """The network's outputs alone."""
+        ((_, last),) = deque(self._walk(images_NCHW, quantised), maxlen=1)
+        return last
+
+    def _walk(self, images_NCHW: Tensor, quantised: Set[str]) -> Iterator[tuple[str, Tensor]]:
         x = self._input.round(images_NCHW) if self.layers[0] in quantised else images_NCHW
         for name, step in self._steps.items():
             self._take(name, step, rounded=name in quantised)
             x = self._finish(name, step, _before(step, x), rounded=name in quantised)
-            found[name] = x
-        return found
+            yield name, x
 
     @torch.no_grad()
     def bias_corrections(self, images_NCHW: Tensor, quantised: Set[str]) -> dict[str, Tensor]:
@@ -144,7 +152,7 @@ class Simulation:
         return [
             LayerError(
                 layer=name,
-                alone=decibels(whole[last], self.outputs(images_NCHW, {name})[last]),
+                alone=decibels(whole[last], self.last_outputs(images_NCHW, {name})),
                 together=decibels(whole[name], together[name]),
             )
             for name in self.layers

@@ -32,6 +32,10 @@ class Target:
         runtime: that executes it on this machine; empty where none does.
         quantised_by: another target, whose packages make its int8 too.
         corrects_bias: its own quantiser makes up for the shifts that int8 brings.
+        rounds_activations: int8 is not of weights alone.
+        channels_last: the input is (N, H, W, C).
+        normalises: the file takes values from 0 to 255 and gives shares.
+        any_batch: takes any number of images at a time, not one.
     """
 
     name: str
@@ -43,6 +47,10 @@ class Target:
     writer: str
     runtime: str
     corrects_bias: bool = False
+    rounds_activations: bool = True
+    channels_last: bool = False
+    normalises: bool = False
+    any_batch: bool = True
     quantised_by: str = ""
 
     def check_installed(self, precision: str = FLOAT) -> None:
@@ -64,6 +72,22 @@ class Target:
     def write(self, model: Exportable, path: Path) -> None:
         """Write a network as a file for this runtime."""
         import_module(self.writer).write(model, path)
+
+    def distributions_for(self, precision: str) -> tuple[str, ...]:
+        """The packages whose versions decide what is in a file."""
+        others = TARGETS[self.quantised_by].distributions if self.quantised_by else ()
+        return self.distributions + (others if precision == INT8 else ())
+
+    def input_of(self, model: Exportable) -> dict[str, object]:
+        """What a file takes, for its manifest."""
+        channels, height, width = model.input_shape
+        last = [height, width, channels] if self.channels_last else [channels, height, width]
+        return {
+            "shape": last,
+            "layout": "HWC" if self.channels_last else "CHW",
+            "batch": "any" if self.any_batch else 1,
+            "values": "0 to 255" if self.normalises else "normalised",
+        }
 
     @property
     def reader(self) -> Runtime | None:
@@ -93,10 +117,12 @@ TARGETS = {
             title="LiteRT (TensorFlow Lite)",
             file="model.tflite",
             packages=("litert_torch", "ai_edge_litert", "ai_edge_quantizer", "mediapipe"),
-            distributions=("litert-torch", "ai-edge-litert", "ai-edge-quantizer"),
+            distributions=("litert-torch", "ai-edge-litert", "ai-edge-quantizer", "mediapipe"),
             extra="litert",
             writer="mobilenets.deploy.litert",
             runtime="litert",
+            channels_last=True,
+            any_batch=False,
         ),
         Target(
             name="executorch",
@@ -107,6 +133,7 @@ TARGETS = {
             extra="executorch",
             writer="mobilenets.deploy.executorch",
             runtime="executorch",
+            any_batch=False,
         ),
         Target(
             name="openvino",
@@ -128,8 +155,9 @@ TARGETS = {
             extra="coreml",
             writer="mobilenets.deploy.coreml",
             runtime="",
-            # Its activations stay in float, and nothing shifts.
-            corrects_bias=True,
+            rounds_activations=False,
+            normalises=True,
+            any_batch=False,
         ),
         Target(
             name="pt2",

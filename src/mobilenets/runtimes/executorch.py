@@ -33,11 +33,11 @@ class ExecuTorchModel:
                 # The program borrows from the file as long as it is used.
                 self._program = Runtime.get().load_program(path)
                 self._method = self._program.load_method("forward")
-            except RuntimeError as error:
+                assert self._method is not None
+                described = self._method.metadata.input_tensor_meta(0).sizes()
+            except (RuntimeError, IndexError) as error:
                 reason = " ".join(str(error).split())[:120]
                 raise ValueError(f"{path}: not a model that ExecuTorch reads ({reason})") from None
-        assert self._method is not None
-        described = self._method.metadata.input_tensor_meta(0).sizes()
         if len(described) != 4 or described[0] != 1:
             raise ValueError(f"{path}: it takes something else than one image at a time")
         _, channels, height, width = described

@@ -234,17 +234,17 @@ class Classification(Task):
             name for name in ("test", "val", ALL, "train") if name in source.splits
         )
         part = None
-        if own and "held_out_fingerprint" in record and name in ("val", ALL):
-            _, held = _divided(source, record)
+        if own and "held_out_fingerprint" in record and name in ("train", "val", ALL):
+            taught, held = _divided(source, record)
             # Another folder may have as many images of each class.
             own = held.fingerprint() == record["held_out_fingerprint"]
             if own:
-                name, part = "val", held
-        warnings: tuple[str, ...] = ()
+                name, part = ("train", taught) if name == "train" else ("val", held)
         if part is None:
             part = source.split(name)
-            if own and name in ("train", ALL):
-                warnings = ("these are images the model was trained on: the figures flatter it",)
+        warnings: tuple[str, ...] = ()
+        if own and name in ("train", ALL):
+            warnings = ("these are images the model was trained on: the figures flatter it",)
         if limit is not None and len(part) > limit:
             part = part.take(np.linspace(0, len(part) - 1, limit).round().astype(int).tolist())
         loader, skipped = make_loader(
