@@ -274,6 +274,9 @@ def test_where_one_stands_and_through_a_link(digits_run, tmp_path, monkeypatch):
 
 def test_a_run_of_a_plain_folder_is_calibrated_on_what_it_was_taught(tmp_path):
     data = make_folder(tmp_path / "photos", splits=(".",), images=20)
+    random = np.random.default_rng(0)
+    for file in data.rglob("*.png"):
+        Image.fromarray(random.integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(file)
     assert cli(train_arguments(data, tmp_path / "run")) == 0
     run = Run.load(tmp_path / "run")
     judged, calibration = find_evidence(run).images_NCHW, find_calibration(run)
@@ -286,9 +289,7 @@ def test_outputs_without_a_class_have_a_label(tmp_path):
     # The article's recipe has a thousand outputs for ten classes.
     spec = MobileNetSpec(0.25, 32)
     run = untrained_run(tmp_path / "run", spec, classes=3)
-    state = {name: value for name, value in run.model.state_dict().items()}
     run.model.classifier = torch.nn.Linear(run.model.feature_channels, 5)
-    assert set(state) == set(run.model.state_dict())
     bundle = export(run, TARGETS["onnx"], tmp_path / "bundle", random_images(spec))
     labels = (tmp_path / "bundle" / "labels.txt").read_text().splitlines()
     assert labels == ["class 0", "class 1", "class 2", "unused 3", "unused 4"]
