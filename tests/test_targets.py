@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mobilenets.architecture import MobileNetSpec
 from mobilenets.cli.main import run as cli
