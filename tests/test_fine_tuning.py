@@ -490,9 +490,8 @@ def test_an_imported_run_predicts_evaluates_and_exports(leaky, tmp_path, capsys)
     assert json.loads(capsys.readouterr().out)
     assert cli(["export", str(run), "--to", "onnx", "--images", str(photo), "--json"]) == 0
     assert cli(["export", str(run), "--to", "onnx", "--overwrite"]) == 2
-    assert (
-        "was trained elsewhere: give images to compare on with --images" in capsys.readouterr().err
-    )
+    said = capsys.readouterr().err
+    assert "was trained elsewhere and has no images of its own: give images to compare on" in said
     assert cli(["train", "--resume", str(run)]) == 2
     assert "was trained elsewhere and can't be gone on with" in capsys.readouterr().err
     # It is a run, which another may replace only when asked.

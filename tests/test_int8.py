@@ -181,7 +181,19 @@ def test_the_worst_layers_stay_in_float_when_that_saves_the_gate(digits_run, tmp
     assert types_of(bundle.file) == {"int8": 26, "float": 2}
 
 
-def test_without_labels_first_guesses_must_not_change(digits_run):
+def test_without_labels_first_guesses_are_what_may_change(digits_run, tmp_path):
+    run = Run.load(digits_run)
+    labelled, how = digits(run)
+    evidence = replace(labelled, targets_N=None)
+    manifest = export(run, ONNX, tmp_path / "int8", evidence, how).manifest
+    changed = 100 * (1 - manifest["parity"]["top1_agreement"])
+    assert manifest["lost"] == pytest.approx(changed)
+    assert (manifest["max_loss"], manifest["top1"]) == (10, {"fp32": None, "file": None})
+    loud = replace(how, calibration_NCHW=100 * torch.randn_like(how.calibration_NCHW))
+    with pytest.raises(
+        ValueError, match=r"was not kept: \d+\.\d\d % of first guesses change on 143"
+    ):
+        export(run, ONNX, tmp_path / "loud", evidence, loud)
     outputs = np.eye(4, dtype=np.float32)
     assert (
         Evidence(images_NCHW=torch.zeros(4, 1, 2, 2), targets_N=None, source="").top1(outputs)

@@ -50,7 +50,7 @@ def export(
     for target in targets:
         target.check_installed(precision)
 
-    from mobilenets.deploy.bundle import MAX_LOSS, Quantisation, check_replaceable, folder_of
+    from mobilenets.deploy.bundle import Quantisation, check_replaceable, folder_of
     from mobilenets.deploy.bundle import export as write
     from mobilenets.deploy.evidence import find_calibration, find_evidence
     from mobilenets.training.memory import keep_freed_memory
@@ -68,7 +68,7 @@ def export(
     if int8:
         quantisation = Quantisation(
             calibration_NCHW=find_calibration(opened, calibrate),
-            max_loss=MAX_LOSS if max_loss is None else max_loss,
+            max_loss=max_loss,
             per_channel=not per_tensor,
         )
     rows = []
