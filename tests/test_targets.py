@@ -18,8 +18,10 @@ from PIL import Image
 
 from mobilenets.architecture import MobileNetSpec
 from mobilenets.cli.main import run as cli
+from mobilenets.cli.several import SEVERAL
 from mobilenets.deploy.bundle import Quantisation, export
 from mobilenets.deploy.evidence import Evidence, find_calibration, find_evidence
+from mobilenets.deploy.peers import PEERS
 from mobilenets.deploy.target import TARGETS
 from mobilenets.runtimes.model import RUNTIMES
 from mobilenets.training.run import Run
@@ -434,3 +436,10 @@ def test_a_stranger_s_program_runs_no_code(digits_run, tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=r"not a program that PyTorch reads"):
             TARGETS["pt2"].open(path)
     assert not (tmp_path / "attacked").exists()
+
+
+def test_options_of_several_values_know_the_same_names():
+    # The command line can't import these tables at every start.
+    assert SEVERAL["--to"] == tuple(TARGETS)
+    assert SEVERAL["--against"] == tuple(PEERS)
+    assert SEVERAL["--runtime"] == ("torch", *(runtime.name for runtime in RUNTIMES))

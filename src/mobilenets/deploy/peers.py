@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from mobilenets.runtimes.eager import use_threads
+from mobilenets.runtimes.eager import run_module, use_threads
 from mobilenets.runtimes.model import Model
 
 _SHAPE = (3, 224, 224)
@@ -48,10 +48,7 @@ class _Plain:
         self._threads = threads
 
     def run(self, inputs_NCHW: NDArray[np.float32]) -> NDArray[np.float32]:
-        use_threads(self._threads)
-        with torch.inference_mode():
-            outputs: NDArray[np.float32] = self._module(torch.from_numpy(inputs_NCHW)).numpy()
-        return outputs
+        return run_module(self._module, torch.from_numpy(inputs_NCHW), self._threads)
 
 
 class _Keras:

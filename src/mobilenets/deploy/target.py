@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from mobilenets.deploy.exportable import Exportable
 
 FLOAT, INT8 = "fp32", "int8"
-PRECISIONS = (FLOAT, INT8)
 
 
 @dataclass(frozen=True, kw_only=True)

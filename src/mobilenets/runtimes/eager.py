@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 
 class EagerModel:
@@ -28,14 +28,19 @@ class EagerModel:
 
     def run(self, inputs_NCHW: NDArray[np.float32]) -> NDArray[np.float32]:
         """The output for a batch, such as logits (N, K)."""
-        use_threads(self._threads)
         images_NCHW = torch.from_numpy(inputs_NCHW).contiguous(memory_format=torch.channels_last)
-        with torch.inference_mode():
-            outputs: NDArray[np.float32] = self._module(images_NCHW).numpy()
-        return outputs
+        return run_module(self._module, images_NCHW, self._threads)
 
 
 def use_threads(threads: int) -> None:
     """Let PyTorch's calls from here on use so many cores; 0 leaves it as it is."""
     if threads and torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
+
+
+def run_module(module: nn.Module, images_NCHW: Tensor, threads: int = 0) -> NDArray[np.float32]:
+    """A module's output for a batch, by calls that may use so many cores."""
+    use_threads(threads)
+    with torch.inference_mode():
+        outputs: NDArray[np.float32] = module(images_NCHW).numpy()
+    return outputs

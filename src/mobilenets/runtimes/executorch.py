@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mobilenets.runtimes.quiet import quiet
+from mobilenets.runtimes.quiet import in_short, quiet
 
 
 class ExecuTorchModel:
@@ -36,8 +36,9 @@ class ExecuTorchModel:
                 assert self._method is not None
                 described = self._method.metadata.input_tensor_meta(0).sizes()
             except (RuntimeError, IndexError) as error:
-                reason = " ".join(str(error).split())[:120]
-                raise ValueError(f"{path}: not a model that ExecuTorch reads ({reason})") from None
+                raise ValueError(
+                    f"{path}: not a model that ExecuTorch reads ({in_short(error)})"
+                ) from None
         if len(described) != 4 or described[0] != 1:
             raise ValueError(f"{path}: it takes something else than one image at a time")
         _, channels, height, width = described

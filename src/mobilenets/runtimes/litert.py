@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mobilenets.runtimes.quiet import quiet
+from mobilenets.runtimes.quiet import in_short, quiet
 
 # Channels of an image; the other sides of an input are longer.
 _MOST_CHANNELS = 4
@@ -37,8 +37,7 @@ class LiteRtModel:
                 self._interpreter = Interpreter(model_path=str(path), num_threads=threads or None)
                 self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:120]
-            raise ValueError(f"{path}: not a model that LiteRT reads ({reason})") from None
+            raise ValueError(f"{path}: not a model that LiteRT reads ({in_short(error)})") from None
         inputs = self._interpreter.get_input_details()
         known = len(inputs) == 1 and _is_scaled(inputs[0])
         if not known or len(inputs[0]["shape"]) != 4:
@@ -82,9 +81,8 @@ class LiteRtModel:
             self._resize(begin["index"], (batch, *sides))
         except (ValueError, RuntimeError) as error:
             if before != 1:
-                reason = " ".join(str(error).split())[:120]
                 raise ValueError(
-                    f"{self._path}: it does not take a batch of {batch} ({reason})"
+                    f"{self._path}: it does not take a batch of {batch} ({in_short(error)})"
                 ) from None
             self._one_by_one = True
             self._resize(begin["index"], (1, *sides))

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mobilenets.runtimes.quiet import in_short
+
 
 class OnnxModel:
     """An ONNX file, loaded on the CPU.
@@ -36,8 +38,9 @@ class OnnxModel:
             )
         # Its own exceptions have no common class.
         except Exception as error:
-            reason = " ".join(str(error).split())[:120]
-            raise ValueError(f"{path}: not a model that ONNX Runtime reads ({reason})") from None
+            raise ValueError(
+                f"{path}: not a model that ONNX Runtime reads ({in_short(error)})"
+            ) from None
         inputs = self._session.get_inputs()
         sides = inputs[0].shape[1:] if len(inputs) == 1 else []
         images = len(sides) == 3 and all(isinstance(side, int) for side in sides)
@@ -56,8 +59,7 @@ class OnnxModel:
         try:
             outputs: NDArray[np.float32] = self._session.run(None, {self._input: inputs_NCHW})[0]
         except Exception as error:
-            reason = " ".join(str(error).split())[:120]
             raise ValueError(
-                f"{self._path}: it does not take a batch of {len(inputs_NCHW)} ({reason})"
+                f"{self._path}: it does not take a batch of {len(inputs_NCHW)} ({in_short(error)})"
             ) from None
         return outputs

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mobilenets.runtimes.quiet import in_short
+
 
 def import_openvino() -> Any:
     """The package, without its telemetry.
@@ -44,8 +46,9 @@ class OpenVinoModel:
         try:
             self._compiled = openvino.Core().compile_model(path, "CPU", options)
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[:120]
-            raise ValueError(f"{path}: not a model that OpenVINO reads ({reason})") from None
+            raise ValueError(
+                f"{path}: not a model that OpenVINO reads ({in_short(error)})"
+            ) from None
         inputs = self._compiled.inputs
         shape = inputs[0].partial_shape if len(inputs) == 1 else []
         if len(shape) != 4 or any(side.is_dynamic for side in list(shape)[1:]):
@@ -63,8 +66,7 @@ class OpenVinoModel:
         try:
             outputs: NDArray[np.float32] = self._compiled(inputs_NCHW)[0]
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[:120]
             raise ValueError(
-                f"{self._path}: it does not take a batch of {len(inputs_NCHW)} ({reason})"
+                f"{self._path}: it does not take a batch of {len(inputs_NCHW)} ({in_short(error)})"
             ) from None
         return outputs

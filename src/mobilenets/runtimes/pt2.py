@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mobilenets.runtimes.eager import use_threads
+from mobilenets.runtimes.eager import run_module
+from mobilenets.runtimes.quiet import in_short
 
 _CONFIG, _TENSORS = "_config.json", ("weight_", "tensor_")
 _KNOWN = re.compile(
@@ -47,18 +48,16 @@ class Pt2Model:
             _, channels, height, width = example.shape
         # Its own exceptions have no common class.
         except Exception as error:
-            reason = " ".join(str(error).split())[:120]
-            raise ValueError(f"{path}: not a program that PyTorch reads ({reason})") from None
+            raise ValueError(
+                f"{path}: not a program that PyTorch reads ({in_short(error)})"
+            ) from None
         self.input_shape: tuple[int, int, int] = (channels, height, width)
         self._module = program.module()
         self._threads = threads
 
     def run(self, inputs_NCHW: NDArray[np.float32]) -> NDArray[np.float32]:
         """The output for a batch, such as logits (N, K)."""
-        use_threads(self._threads)
-        with torch.inference_mode():
-            outputs: NDArray[np.float32] = self._module(torch.from_numpy(inputs_NCHW)).numpy()
-        return outputs
+        return run_module(self._module, torch.from_numpy(inputs_NCHW), self._threads)
 
 
 def _refuse_code(path: Path) -> None:

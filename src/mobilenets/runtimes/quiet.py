@@ -48,3 +48,12 @@ def _nowhere(descriptor: int) -> Iterator[None]:
     finally:
         os.dup2(kept, descriptor)
         os.close(kept)
+
+
+def in_short(error: Exception) -> str:
+    """What a library says, on one line of at most 120 characters.
+
+    >>> in_short(ValueError("no   model"))
+    'no model'
+    """
+    return " ".join(str(error).split())[:120]
