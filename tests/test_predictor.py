@@ -12,7 +12,7 @@ from PIL import Image
 from mobilenets import Run
 from mobilenets.cli.main import run as cli
 from mobilenets.data.images import BadImageError
-from mobilenets.deploy.predictor import find_engine, predict_files
+from mobilenets.deploy.predictor import find_engine, predict_images
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_both_runtimes_say_the_same_in_order(run, photos):
     for runtime in ("torch", "onnxruntime"):
         engine = find_engine(run, runtime)
         assert engine.runtime == runtime
-        found = list(predict_files(run, photos, engine))
+        found = list(predict_images(run, photos, engine))
         assert [path for path, _ in found] == photos
         assert [type(answer) for _, answer in found].count(BadImageError) == 1
         assert isinstance(found[35][1], BadImageError)

@@ -1,11 +1,15 @@
-"""`mobilenets predict`: what a run says about images."""
+"""`mobilenets predict`: what a run says about images, videos and what a camera sees."""
 
 from __future__ import annotations
 
 import csv
+import math
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,12 +22,23 @@ from mobilenets.cli.output import (
     print_json,
 )
 
+if TYPE_CHECKING:
+    from mobilenets.data.images import BadImageError
+    from mobilenets.data.video import Frame
+
 
 def predict(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     images: Annotated[
-        list[str], typer.Argument(metavar="IMAGES...", help="Files, folders and glob patterns.")
+        list[str],
+        typer.Argument(
+            metavar="IMAGES...",
+            help="Files, folders and glob patterns; videos, and camera or camera:1 (with OpenCV).",
+        ),
     ],
+    every: Annotated[
+        float, typer.Option(help="Seconds between frames of videos and cameras; 0 takes all.")
+    ] = 1.0,
     as_csv: Annotated[bool, typer.Option("--csv", help="Write CSV, one line a guess.")] = False,
     runtime: Annotated[
         str, typer.Option(help="auto (the fastest), torch, or one that the run was exported for.")
@@ -36,28 +51,48 @@ def predict(
     if as_json and as_csv:
         raise ValueError("give --json or --csv, not both")
 
-    from mobilenets.data.images import BadImageError, find_images
+    if not 0 <= every < math.inf:
+        raise ValueError(f"--every is a number of seconds, at least 0, not {every:g}")
+
+    from mobilenets.data.images import BadImageError
     from mobilenets.data.progress import progress
-    from mobilenets.deploy.predictor import BATCH, find_engine, predict_files
+    from mobilenets.data.video import Frame
+    from mobilenets.deploy.predictor import BATCH, find_engine, predict_images
+    from mobilenets.training.interrupt import interrupts
     from mobilenets.training.run import Run
     from mobilenets.training.stages import Stages
 
+    def leave_out(error: BadImageError) -> None:
+        if skip_or_stop == "stop":
+            raise BadImageError(f"{error}; --on-bad-image skip leaves such images out")
+        note(f"warning: left out: {error}")
+
     opened = Run.load(run)
-    paths = find_images(images)
-    engine = find_engine(opened, runtime, batch=min(len(paths), BATCH))
+    asked, count = _find(images, every, leave_out)
+    # What a camera sees is answered at once, and asked for until Ctrl-C.
+    batch = 1 if count is None else max(1, min(count, BATCH))
+    engine = find_engine(opened, runtime, batch=batch)
     rows: list[dict[str, Any]] = []
     stages = Stages()
-    with progress("predicting", len(paths)) as advance:
-        for path, prediction in predict_files(opened, paths, engine, stages=stages):
+    with (
+        progress("predicting", count) as advance,
+        interrupts() if count is None else nullcontext(_never) as stop,
+    ):
+        for image, prediction in predict_images(
+            opened, asked, engine, batch_size=batch, stages=stages
+        ):
             advance(1)
             if isinstance(prediction, BadImageError):
-                if skip_or_stop == "stop":
-                    raise BadImageError(f"{prediction}; --on-bad-image skip leaves such images out")
-                note(f"warning: left out: {prediction}")
+                leave_out(prediction)
                 continue
-            rows.append({"image": str(path), "runtime": engine.runtime, **prediction.to_dict()})
+            row: dict[str, Any] = {"image": str(image), "runtime": engine.runtime}
+            if isinstance(image, Frame):
+                row |= {"image": image.place, "seconds": round(image.seconds, 3)}
+            rows.append({**row, **prediction.to_dict()})
             if not as_json and not as_csv:
-                typer.echo(f"{path}: {prediction}")
+                typer.echo(f"{image}: {prediction}")
+            if stop():
+                break
     if not rows:
         fail("no image could be read")
     if not as_json and not as_csv:
@@ -66,10 +101,44 @@ def predict(
         print_json(rows)
     if as_csv:
         lines = [
-            {"image": row["image"], "rank": rank, **guess}
+            {**{key: row[key] for key in ("image", "seconds") if key in row}, "rank": rank, **guess}
             for row in rows
             for rank, guess in enumerate(row["predictions"], start=1)
         ]
-        writer = csv.DictWriter(sys.stdout, fieldnames=list(lines[0]), lineterminator="\n")
+        fields = dict.fromkeys(key for line in lines for key in line)
+        writer = csv.DictWriter(sys.stdout, fieldnames=list(fields), lineterminator="\n")
         writer.writeheader()
         writer.writerows(lines)
+
+
+def _find(
+    places: list[str], every: float, leave_out: Callable[[BadImageError], None]
+) -> tuple[Iterator[Path | Frame], int | None]:
+    """Images and frames that places name, and how many; None if one of them is a camera."""
+    from mobilenets.data.images import BadImageError, find_images
+    from mobilenets.data.video import Video
+
+    found: list[Path | Video] = []
+    count, live = 0, False
+    for place in places:
+        if not Video.names(place):
+            paths = find_images([place])
+            found += paths
+            count += len(paths)
+            continue
+        video = Video(place, every)
+        try:
+            count += video.count()
+        except BadImageError as error:
+            leave_out(error)
+            continue
+        found.append(video)
+        live = live or video.camera is not None
+    images: Iterator[Path | Frame] = chain.from_iterable(
+        place.frames() if isinstance(place, Video) else [place] for place in found
+    )
+    return images, None if live else count
+
+
+def _never() -> bool:
+    return False

@@ -32,15 +32,15 @@ def say(message: str) -> None:
 
 
 @contextmanager
-def progress(what: str, total: int, unit: str = "images") -> Iterator[Advance]:
+def progress(what: str, total: int | None, unit: str = "images") -> Iterator[Advance]:
     """Show how far a loop is, with speed and time left, on standard error.
 
     Of several processes that `torchrun` started, the first one speaks for all.
 
     The block gets a function to call with the number of units just done. Nothing is shown for
-    loops that end within two seconds.
+    loops that end within two seconds, nor for those without an end, whose total is None.
     """
-    if not speaks():
+    if total is None or not speaks():
         yield _silent
         return
     if sys.stderr.isatty():

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from mobilenets.data.files import read_json
 from mobilenets.data.images import BadImageError
+from mobilenets.data.video import Frame
 from mobilenets.deploy.bundle import MANIFEST, checksums, folder_of
 from mobilenets.deploy.target import FLOAT, TARGETS, Target
 from mobilenets.runtimes.model import Model, find_runtime
@@ -89,52 +91,59 @@ def _fastest(engines: Sequence[Engine], run: Run, batch: int) -> Engine:
     return min(engines, key=milliseconds)
 
 
-def predict_files(
+def predict_images(
     run: Run,
-    paths: Sequence[Path],
+    images: Iterable[Path | Frame],
     engine: Engine,
     *,
     batch_size: int = BATCH,
     stages: Stages | None = None,
-) -> Iterator[tuple[Path, Prediction | BadImageError]]:
-    """What a run says of each file, in order, or what is wrong with the file.
+) -> Iterator[tuple[Path | Frame, Prediction | BadImageError]]:
+    """What a run says of each image, in order, or what is wrong with its file.
 
     Args:
+        images: files, or frames, which are taken from it in a thread of their own.
+        batch_size: images that go through the network together; more is faster, and an answer waits for all of them.
         stages: notes how long this thread waited for `images`, for the `network`, and for all else.
+
+    Raises:
+        BadImageError: a video of which no frame can be read.
     """
     stages = stages or Stages()
+    waiting = iter(images)
 
-    def prepare(path: Path) -> Tensor | BadImageError:
+    def prepare(image: Path | Frame) -> Tensor | BadImageError:
         try:
-            return run.prepare(path)
+            return run.prepare(image.pixels_HWC if isinstance(image, Frame) else image)
         except BadImageError as error:
             return error
 
-    groups = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
-    with _readers() as pool:
-        ahead = [pool.map(prepare, group) for group in groups[:1]]
-        for number, group in enumerate(groups):
-            found = list(ahead.pop())
+    with _readers(1) as ahead, _readers(os.cpu_count()) as pool:
+
+        def take() -> list[tuple[Path | Frame, Tensor | BadImageError]]:
+            group = list(islice(waiting, batch_size))
+            return list(zip(group, pool.map(prepare, group), strict=True))
+
+        following = ahead.submit(take)
+        while group := following.result():
             stages.lap("images")
-            ahead = [pool.map(prepare, after) for after in groups[number + 1 : number + 2]]
-            readable = [image for image in found if isinstance(image, Tensor)]
+            following = ahead.submit(take)
+            readable = [tensor for _, tensor in group if isinstance(tensor, Tensor)]
             outputs = engine.outputs(torch.cat(readable)) if readable else None
             stages.lap("network")
             predictions = iter([] if outputs is None else run.task.decode(outputs))
-            for path, image in zip(group, found, strict=True):
-                yield path, image if isinstance(image, BadImageError) else next(predictions)
+            for image, tensor in group:
+                yield image, tensor if isinstance(tensor, BadImageError) else next(predictions)
             stages.count(len(readable))
             stages.lap("labels")
 
 
 @contextmanager
-def _readers() -> Iterator[ThreadPoolExecutor]:
+def _readers(count: int | None) -> Iterator[ThreadPoolExecutor]:
     """Threads that read one image at a time each: PyTorch's own would only get into their way."""
     before = torch.get_num_threads()
     try:
-        with ThreadPoolExecutor(
-            os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)
-        ) as pool:
+        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             yield pool
     finally:
         # Threads that others start later take the number that was set last.
