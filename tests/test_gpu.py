@@ -73,7 +73,7 @@ def test_digits_are_learnt_and_gone_on_with(precision, tmp_path, capsys):
     capsys.readouterr()
     top1 = []
     for device in ("cuda", "cpu"):
-        assert run(["evaluate", str(folder), "--device", device, "--json"]) == 0
+        assert run(["evaluate", str(folder), "digits", "--device", device, "--json"]) == 0
         top1.append(json.loads(capsys.readouterr().out)["top1"])
     assert top1[0] == pytest.approx(top1[1], abs=0.01)
 

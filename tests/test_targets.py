@@ -17,11 +17,15 @@ import torch
 from PIL import Image
 
 from mobilenets.architecture import MobileNetSpec
+from mobilenets.architecture.network import MobileNet
 from mobilenets.cli.main import run as cli
 from mobilenets.cli.several import SEVERAL
 from mobilenets.deploy.bundle import Quantisation, export
+from mobilenets.deploy.equalise import room_for_biases
 from mobilenets.deploy.evidence import Evidence, find_calibration, find_evidence
+from mobilenets.deploy.exportable import Exportable, Int8
 from mobilenets.deploy.peers import PEERS
+from mobilenets.deploy.simulate import decibels
 from mobilenets.deploy.target import TARGETS
 from mobilenets.runtimes.model import RUNTIMES
 from mobilenets.training.run import Run
@@ -121,6 +125,28 @@ def test_int8_is_int8_and_loses_nothing(digits_run, tmp_path, target):
         kept = {"float32", "f32", "torch.float32"} if bundle.manifest["float_layers"] else set()
         assert stored_types(bundle.file) - kept == INT8_TYPES[target.name]
     assert bundle.manifest["bytes"] < 0.8 * whole.manifest["bytes"]
+
+
+def test_channels_that_training_switched_off_do_not_overflow(tmp_path, target):
+    """Weights next to nothing and a bias: its multiple of their scale is more than 32 bits hold."""
+    spec = MobileNetSpec(0.25, 32, total_stride=8)
+    torch.manual_seed(0)
+    made = MobileNet(spec, 5).eval()
+    with torch.no_grad():
+        for module in made.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.weight[::4], module.bias[::4] = 1e-9, 2.0
+                module.weight[1::8], module.bias[1::8] = 0.0, 1.0
+    images_NCHW = random_images(spec, 24).images_NCHW
+    model = Exportable.of_network(made, spec)
+    roomy = model.with_network(room_for_biases(model.network, images_NCHW))
+    with torch.inference_mode():
+        whole = model.network(images_NCHW)
+        assert decibels(whole, roomy.network(images_NCHW)) > 80
+    file = tmp_path / target.file
+    target.write(roomy.quantised(Int8(images_NCHW=images_NCHW)), file)
+    outputs = torch.from_numpy(target.open(file, 1).run(images_NCHW.numpy()))
+    assert decibels(whole, outputs) > 25
 
 
 def test_labels_and_normalisation_are_in_the_tflite_file(digits_run, tmp_path):

@@ -22,7 +22,7 @@ from torch import Tensor
 from mobilenets.data.files import read_json, sha256
 from mobilenets.data.progress import progress
 from mobilenets.deploy.departure import find_departure
-from mobilenets.deploy.equalise import equalise
+from mobilenets.deploy.equalise import equalise, room_for_biases
 from mobilenets.deploy.evidence import Evidence
 from mobilenets.deploy.exportable import Exportable, Int8
 from mobilenets.deploy.layer_figure import draw_layers
@@ -174,7 +174,8 @@ def _int8(
         int8 = Int8(images_NCHW=images_NCHW, per_channel=how.per_channel)
         target.write(model.quantised(int8), path)
         return {"float_layers": [], "parity": None, "runtime": None}, None
-    equal = model.with_network(equalise(model.network, images_NCHW, per_channel=how.per_channel))
+    alike = equalise(model.network, images_NCHW, per_channel=how.per_channel)
+    equal = model.with_network(room_for_biases(alike, images_NCHW))
     simulation = Simulation(equal.network, images_NCHW, per_channel=how.per_channel)
     errors = simulation.errors(images_NCHW[:LAYER_IMAGES])
     _write_layers(errors, path.parent)

@@ -1,6 +1,6 @@
-"""Channels of like ranges, so that one scale for a whole activation serves all of them.
+"""A network made ready for int8: channels of like ranges, and room for biases.
 
-A ReLU passes a factor through: what one layer's channel is divided by, the next layer's weights can be multiplied
+One scale for a whole activation serves channels of like ranges best. A ReLU passes a factor through: what one layer's channel is divided by, the next layer's weights can be multiplied
 by, and the network computes the same (Nagel et al. 2019, arXiv 1906.04721, section 4.1; the factors are those of
 Xiao et al. 2022, arXiv 2211.10438, equation 4, as weights have a scale for each output channel already).
 
@@ -17,8 +17,11 @@ from torch import Tensor, nn
 
 from mobilenets.architecture.layers import ConvUnit
 from mobilenets.deploy.exportable import steps_of, weighted_layer
+from mobilenets.deploy.simulate import LARGEST, LEVELS
 
 SMALLEST = 1e-3
+# A quarter of what 32 bits hold: other images may ask for a smaller scale.
+MOST_STEPS = 2**29
 
 
 @torch.no_grad()
@@ -50,6 +53,34 @@ def equalise(network: nn.Module, images_NCHW: Tensor, *, per_channel: bool = Tru
         layer.weight.mul_(factors_C.view(*place[: layer.weight.dim()]))
         x_NCHW = x_NCHW / factors_C.view(1, -1, 1, 1)
     return equal
+
+
+@torch.no_grad()
+def room_for_biases(network: nn.Module, images_NCHW: Tensor) -> nn.Module:
+    """A copy that computes the same to a ten-thousandth of its biases, each of which fits into 32 bits.
+
+    A bias is stored as a multiple of the scales of its channel's weights and of the layer's input. A channel
+    that training has switched off has weights next to nothing, and a runtime that rounds its bias to such steps
+    runs out of integers: the largest of those weights is raised until it does not.
+
+    Args:
+        network: batch norm folded.
+        images_NCHW: real images, preprocessed; their activations say what the inputs' scales are.
+    """
+    roomy = copy.deepcopy(network)
+    x_NCHW = images_NCHW
+    for step in steps_of(roomy).values():
+        layer = weighted_layer(step)
+        scale = float(x_NCHW.max().clamp(min=0) - x_NCHW.min().clamp(max=0)) / LEVELS
+        x_NCHW = step(x_NCHW)
+        if layer is None or layer.bias is None or not scale:
+            continue
+        weights_CW = layer.weight.view(len(layer.weight), -1)
+        least_C = layer.bias.abs() * LARGEST / (MOST_STEPS * scale)
+        largest_C, where_C = weights_CW.abs().max(1)
+        for channel in (largest_C < least_C).nonzero().flatten().tolist():
+            weights_CW[channel, where_C[channel]] = least_C[channel]
+    return roomy
 
 
 def _factors(ranges_C: Tensor, weights: Tensor, *, depthwise: bool, free: bool) -> Tensor:
