@@ -54,6 +54,7 @@ def results() -> dict:
         "gpu_throughput": next(iter(read("gpu_throughput.json")), None),
         "weights": next(iter(read("weights.json")), None),
         "exports": next(iter(read("exports.json")), None),
+        "inference": next(iter(read("inference.json")), None),
         "recipes": next(iter(read("recipes.json")))["recipes"],
         "fine_tuning": read("fine_tuning/*.json"),
         "noise": next(iter(read("noise.json")), None),
@@ -110,6 +111,48 @@ def reached(result: dict, top1: float) -> str:
     return f"does not reach it in {format_seconds(curve['seconds'][-1])} (best {percent(best)} %)"
 
 
+def speed_ratios(inference: dict) -> list[dict]:
+    """What was aimed at, how many times as fast it is, and whether that holds."""
+    latency = inference["latency"]
+
+    def fastest(model: str, precision: str) -> float:
+        return min(
+            timing["median_ms"]
+            for what, timing in latency[model].items()
+            if what.endswith(precision)
+        )
+
+    largest = latency["coral/1.0-224"]
+    timm, plain = (largest[name]["median_ms"] for name in ("timm eager", "plain onnxruntime"))
+    ratios = [
+        (
+            "1.0-224, floats, the fastest runtime, against timm eager",
+            timm / fastest("coral/1.0-224", "fp32"),
+            2.8,
+        ),
+        (
+            "1.0-224, int8, the fastest runtime, against timm eager",
+            timm / fastest("coral/1.0-224", "int8"),
+            7.5,
+        ),
+        (
+            "1.0-224, floats, ONNX Runtime through this library, against it alone",
+            plain / largest["onnx fp32"]["median_ms"],
+            0.97,
+        ),
+        ("1,000 photos, `predict` against timm's usual loop", inference["photos"]["times"], 3.0),
+    ]
+    ratios += [
+        (
+            f"{model.removeprefix('coral/')}, int8 against floats, the fastest of each",
+            fastest(model, "fp32") / fastest(model, "int8"),
+            1.8 if model == "coral/1.0-224" else None,
+        )
+        for model in latency
+    ]
+    return [{"what": what, "times": times, "aim": aim} for what, times, aim in ratios]
+
+
 def page(data: dict) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -128,6 +171,7 @@ def page(data: dict) -> str:
         "reached": reached,
         "machines": machines,
         "ablation_rows": ablation_rows,
+        "speed_ratios": speed_ratios,
         "recipe_titles": RECIPE_TITLES,
     }
     return environment.get_template("results_page.md").render(**data, article_best=ARTICLE_BEST)
