@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from mobilenets.architecture.detector import COCO_CLASSES, DetectorSpec, detector_layers
 from mobilenets.architecture.layer_rows import Layer, LayerType, layers_of
 from mobilenets.architecture.spec import MobileNetSpec
 
@@ -169,6 +170,16 @@ def count(rows: Iterable[Layer]) -> Cost:
     return Cost(layers=counted)
 
 
+def detector_cost(spec: DetectorSpec, num_classes: int = COCO_CLASSES) -> Cost:
+    """The cost of a detector; the background is counted besides the classes.
+
+    >>> cost = detector_cost(DetectorSpec.parse("ssd300/1.0"))
+    >>> cost.mult_adds, cost.parameters
+    (1237129408, 6819839)
+    """
+    return count(detector_layers(spec, num_classes))
+
+
 def cost(spec: MobileNetSpec, num_classes: int | None = 1000) -> Cost:
     """The cost of one member of the family; `num_classes=None` leaves the classifier out.
 
@@ -181,12 +192,15 @@ def cost(spec: MobileNetSpec, num_classes: int | None = 1000) -> Cost:
 def _count(layer: Layer) -> LayerCost:
     kernel = layer.kernel if isinstance(layer.kernel, tuple) else (layer.kernel, layer.kernel)
     weights = math.prod(kernel) * layer.in_channels // layer.groups * layer.out_channels
+    owned = 0 if layer.shared else 1
+    values = layer.in_channels * math.prod(layer.in_size) + layer.out_channels * math.prod(
+        layer.out_size
+    )
     return LayerCost(
         layer=layer,
-        mult_adds=weights * math.prod(layer.out_size),
-        weights=weights,
-        biases=layer.out_channels if layer.bias else 0,
+        mult_adds=weights * math.prod(layer.out_size) * layer.repeats,
+        weights=weights * owned,
+        biases=layer.out_channels * owned if layer.bias else 0,
         batch_norm_channels=layer.out_channels if layer.batch_norm else 0,
-        activations=layer.in_channels * math.prod(layer.in_size)
-        + layer.out_channels * math.prod(layer.out_size),
+        activations=values * layer.repeats,
     )

@@ -1,0 +1,304 @@
+"""SSD and Faster R-CNN on a MobileNet: names, anchors' shapes, and layer rows that cost can count.
+
+Sources: section 4.6 of the paper; Liu et al. 2016 (SSD); Ren et al. 2015 (Faster R-CNN); the forms of the
+TensorFlow Object Detection API (`ssd_mobilenet_v1_feature_extractor.py`,
+`faster_rcnn_mobilenet_v1_feature_extractor.py`, `multiple_grid_anchor_generator.py`), whose costs
+Table 13 prints.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, Literal, get_args
+
+from mobilenets.architecture.body import Padding, convolved_size
+from mobilenets.architecture.layer_rows import Layer, layers_of
+from mobilenets.architecture.spec import MobileNetSpec, check_width
+
+Framework = Literal["ssd", "ssdfpn", "frcnn"]
+
+COCO_CLASSES = 90
+SMALLEST_SIDE = 33
+# Blocks whose feature maps have strides 8, 16 and 32.
+TAP_8, TAP_16, TAP_32 = 5, 11, 13
+
+_LEAST_CHANNELS = 16
+_EXTRA_CHANNELS = (512, 256, 256, 128)
+_PYRAMID_CHANNELS = 256
+_TOWER_LAYERS = 4
+_RPN_CHANNELS = 512
+_CROP = (14, 14)
+RPN_SHAPES = 12
+PROPOSALS = 300
+
+_NAME = re.compile(r"(?P<framework>[a-z]+)(?P<height>\d+)(?:x(?P<across>\d+))?/(?P<width>.+)")
+
+
+@dataclass(frozen=True)
+class DetectorSpec:
+    """A detector: how it detects, and the body on which it does.
+
+    Its name is framework, side in pixels and width, and leaves out what the name of a `MobileNetSpec` leaves
+    out too.
+
+    Args:
+        framework: `ssd` (SSD), `ssdfpn` (SSD on a feature pyramid, with heads shared by its levels) or `frcnn`
+            (Faster R-CNN).
+        body: the network that it stands on, as it would classify: total stride 32, separable.
+
+    Raises:
+        ValueError: one sentence that names the value and what is allowed.
+
+    >>> str(DetectorSpec("ssd", MobileNetSpec(0.5, 300)))
+    'ssd300/0.5'
+    """
+
+    framework: Framework
+    body: MobileNetSpec
+
+    def __post_init__(self) -> None:
+        if self.framework not in get_args(Framework):
+            raise ValueError(
+                f"a detector is one of {', '.join(get_args(Framework))}, not {self.framework!r}"
+            )
+        if self.body.total_stride != 32 or self.body.variant != "separable":
+            raise ValueError(
+                f"a detector stands on a plain body such as 1.0-300, not on {self.body}"
+            )
+        if min(self.body.height, self.body.across) < SMALLEST_SIDE:
+            raise ValueError(f"{self} is too small: a side has at least {SMALLEST_SIDE} pixels")
+
+    def __str__(self) -> str:
+        width, size = str(self.body).split("-")
+        return f"{self.framework}{size}/{width}"
+
+    @classmethod
+    def parse(cls, name: str, **choices: Any) -> DetectorSpec:
+        """Read a name such as `ssd300/1.0`, `frcnn600/0.5` or `ssd240x320/0.25`.
+
+        Args:
+            name: framework, side in pixels, width.
+            choices: what a name does not hold, as for `MobileNetSpec.parse`.
+
+        Raises:
+            ValueError: says what is wrong and how a name looks.
+
+        >>> DetectorSpec.parse("frcnn600/1.0").body.height
+        600
+        """
+        match = _NAME.fullmatch(name.strip())
+        known = get_args(Framework)
+        if match is None or match["framework"] not in known:
+            raise ValueError(
+                f"unknown detector {name!r}: a name is {', '.join(known)} with a side and a width, "
+                "such as ssd300/1.0"
+            )
+        height = int(match["height"])
+        size = height if match["across"] is None else (height, int(match["across"]))
+        body = MobileNetSpec(check_width(match["width"]), size, **choices)
+        return cls(match["framework"], body)  # type: ignore[arg-type]
+
+    def channels(self, base: int) -> int:
+        """Channels of a layer beyond the body that has `base` at width 1; at least 16.
+
+        >>> DetectorSpec("ssd", MobileNetSpec(0.25, 300)).channels(128)
+        32
+        """
+        return max(self.body.channels(base), _LEAST_CHANNELS)
+
+    @property
+    def padding(self) -> Padding:
+        """Of the layers beyond the body; those of Keras' body would vanish."""
+        return "torch" if self.body.padding == "torch" else "tensorflow"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """A feature map on which boxes are looked for.
+
+    Args:
+        name: of the layers that work on it.
+        channels, size: what it has; its size is `(height, width)`.
+        shapes: how many boxes stand at each of its places.
+    """
+
+    name: str
+    channels: int
+    size: tuple[int, int]
+    shapes: int
+
+    @property
+    def boxes(self) -> int:
+        """How many boxes stand on it."""
+        return self.shapes * math.prod(self.size)
+
+
+def levels_of(spec: DetectorSpec) -> tuple[Level, ...]:
+    """The feature maps on which a detector looks for boxes, the largest first.
+
+    >>> [level.size[0] for level in levels_of(DetectorSpec.parse("ssd300/1.0"))]
+    [19, 10, 5, 3, 2, 1]
+    >>> sum(level.boxes for level in levels_of(DetectorSpec.parse("ssd300/1.0")))
+    1917
+    """
+    taps = {row.name: row for row in layers_of(spec.body, None)}
+    eight, sixteen, thirty_two = (
+        taps[f"block{block}.pointwise"] for block in (TAP_8, TAP_16, TAP_32)
+    )
+    if spec.framework == "frcnn":
+        return (_level("rpn", sixteen.out_channels, sixteen.out_size, RPN_SHAPES),)
+    if spec.framework == "ssd":
+        extras = [row for row in _extras(spec, thirty_two) if row.stride == 2]
+        rows = [sixteen, thirty_two, *extras]
+        return tuple(
+            _level(f"level{number}", row.out_channels, row.out_size, 6 if number else 3)
+            for number, row in enumerate(rows)
+        )
+    sizes = [eight.out_size, sixteen.out_size, thirty_two.out_size]
+    while len(sizes) < 5:
+        sizes.append(_halved(spec, sizes[-1]))
+    channels = spec.channels(_PYRAMID_CHANNELS)
+    return tuple(_level(f"level{number}", channels, size, 6) for number, size in enumerate(sizes))
+
+
+def detector_layers(spec: DetectorSpec, num_classes: int = COCO_CLASSES) -> tuple[Layer, ...]:
+    """Every convolution and linear layer of a detector, in order.
+
+    Args:
+        spec: which.
+        num_classes: without the background, which is counted besides.
+
+    >>> len(detector_layers(DetectorSpec.parse("ssd300/1.0")))
+    47
+    """
+    if num_classes < 1:
+        raise ValueError(f"a detector needs at least one class, not {num_classes}")
+    return tuple(_LAYERS[spec.framework](spec, num_classes))
+
+
+def _ssd(spec: DetectorSpec, num_classes: int) -> Iterator[Layer]:
+    body = layers_of(spec.body, None)
+    yield from body
+    yield from _extras(spec, body[-1])
+    for level in levels_of(spec):
+        for head, outputs in (("boxes", 4), ("scores", num_classes + 1)):
+            yield _conv(
+                f"{level.name}.{head}",
+                level.channels,
+                level.shapes * outputs,
+                level.size,
+                bias=True,
+            )
+
+
+def _extras(spec: DetectorSpec, last: Layer) -> Iterator[Layer]:
+    channels, size = last.out_channels, last.out_size
+    for number, base in enumerate(_EXTRA_CHANNELS, start=2):
+        narrow, wide = spec.channels(base // 2), spec.channels(base)
+        yield _conv(f"level{number}.narrow", channels, narrow, size)
+        yield _conv(
+            f"level{number}.wide", narrow, wide, size, kernel=3, out_size=_halved(spec, size)
+        )
+        channels, size = wide, _halved(spec, size)
+
+
+def _ssd_on_pyramid(spec: DetectorSpec, num_classes: int) -> Iterator[Layer]:
+    body = {row.name: row for row in layers_of(spec.body, None)}
+    yield from body.values()
+    levels = levels_of(spec)
+    channels = levels[0].channels
+    for level, block in zip(levels, (TAP_8, TAP_16, TAP_32), strict=False):
+        tap = body[f"block{block}.pointwise"]
+        yield _conv(f"{level.name}.lateral", tap.out_channels, channels, level.size)
+    for level in levels[:2]:
+        yield _conv(f"{level.name}.smooth", channels, channels, level.size, kernel=3)
+    for before, level in pairwise(levels[2:]):
+        yield _conv(
+            f"{level.name}.wide", channels, channels, before.size, kernel=3, out_size=level.size
+        )
+    for number, level in enumerate(levels):
+        for head, outputs in (("boxes", 4), ("scores", num_classes + 1)):
+            layers = [
+                _conv(f"{level.name}.{head}{layer}", channels, channels, level.size, kernel=3)
+                for layer in range(_TOWER_LAYERS)
+            ]
+            layers.append(
+                _conv(
+                    f"{level.name}.{head}",
+                    channels,
+                    level.shapes * outputs,
+                    level.size,
+                    kernel=3,
+                    bias=True,
+                )
+            )
+            # Weights are those of the first level; each level has its own batch norm.
+            yield from (replace(layer, shared=number > 0) for layer in layers)
+
+
+def _faster_rcnn(spec: DetectorSpec, num_classes: int) -> Iterator[Layer]:
+    body = layers_of(spec.body, None)
+    names = [row.name for row in body]
+    second = names.index(f"block{TAP_16 + 1}.depthwise")
+    yield from body[:second]
+    (level,) = levels_of(spec)
+    hidden = spec.channels(_RPN_CHANNELS)
+    yield _conv("rpn.conv", level.channels, hidden, level.size, kernel=3, bias=True)
+    # Two scores, nothing and something, as TensorFlow has them.
+    yield _conv("rpn.scores", hidden, 2 * level.shapes, level.size, bias=True)
+    yield _conv("rpn.boxes", hidden, 4 * level.shapes, level.size, bias=True)
+    size = _CROP
+    for row in body[second:]:
+        out_size = _halved(spec, size) if row.stride == 2 else size
+        yield replace(row, in_size=size, out_size=out_size, repeats=PROPOSALS)
+        size = out_size
+    for head, outputs in (("scores", num_classes + 1), ("boxes", 4 * num_classes)):
+        yield Layer(
+            name=head,
+            type="linear",
+            in_channels=body[-1].out_channels,
+            out_channels=outputs,
+            bias=True,
+            repeats=PROPOSALS,
+        )
+
+
+_LAYERS = {"ssd": _ssd, "ssdfpn": _ssd_on_pyramid, "frcnn": _faster_rcnn}
+
+
+def _conv(
+    name: str,
+    in_channels: int,
+    out_channels: int,
+    size: tuple[int, int],
+    *,
+    kernel: int = 1,
+    out_size: tuple[int, int] | None = None,
+    bias: bool = False,
+) -> Layer:
+    """With batch norm unless it has a bias; of stride 2 where it has another size to put out."""
+    return Layer(
+        name=name,
+        type="pointwise" if kernel == 1 else "conv",
+        in_channels=in_channels,
+        out_channels=out_channels,
+        kernel=kernel,
+        stride=1 if out_size is None else 2,
+        in_size=size,
+        out_size=out_size or size,
+        bias=bias,
+        batch_norm=not bias,
+    )
+
+
+def _halved(spec: DetectorSpec, size: tuple[int, int]) -> tuple[int, int]:
+    height, width = (convolved_size(side, 2, spec.padding, first=False) for side in size)
+    return height, width
+
+
+def _level(name: str, channels: int, size: tuple[int, int], shapes: int) -> Level:
+    return Level(name=name, channels=channels, size=size, shapes=shapes)
