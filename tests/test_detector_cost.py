@@ -70,6 +70,9 @@ def test_a_pyramid_shares_its_heads():
     levels = levels_of(spec)
     assert [level.size[0] for level in levels] == [80, 40, 20, 10, 5]
     heads = [row for row in detector_layers(spec) if ".boxes" in row.name or ".scores" in row.name]
+    assert [len(level.shapes) for level in levels] == [6] * 5
+    assert levels[0].shapes[0] == (32, 32)
+    assert max(levels[-1].shapes[3]) == pytest.approx(512 * 2**0.5)
     assert len(heads) == 5 * 2 * 5
     towers = 8 * 9 * 256 * 256
     outputs = 9 * 256 * 6 * (4 + 91)

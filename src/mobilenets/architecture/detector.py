@@ -23,16 +23,16 @@ Framework = Literal["ssd", "ssdfpn", "frcnn"]
 
 COCO_CLASSES = 90
 SMALLEST_SIDE = 33
-# Blocks whose feature maps have strides 8, 16 and 32.
-TAP_8, TAP_16, TAP_32 = 5, 11, 13
+# Blocks whose feature maps, of strides 8, 16 and 32, are looked at.
+TAPS = (5, 11, 13)
 
 _LEAST_CHANNELS = 16
 _EXTRA_CHANNELS = (512, 256, 256, 128)
 _PYRAMID_CHANNELS = 256
-_TOWER_LAYERS = 4
+_PYRAMID_LEVELS = 5
+TOWER_LAYERS = 4
 _RPN_CHANNELS = 512
 _CROP = (14, 14)
-RPN_SHAPES = 12
 PROPOSALS = 300
 
 _NAME = re.compile(r"(?P<framework>[a-z]+)(?P<height>\d+)(?:x(?P<across>\d+))?/(?P<width>.+)")
@@ -121,48 +121,76 @@ class Level:
     """A feature map on which boxes are looked for.
 
     Args:
-        name: of the layers that work on it.
         channels, size: what it has; its size is `(height, width)`.
-        shapes: how many boxes stand at each of its places.
+        shapes: of the boxes that stand at each of its places, in their order: `(height, width)` in pixels of the
+            network's input.
     """
 
-    name: str
     channels: int
     size: tuple[int, int]
-    shapes: int
+    shapes: tuple[tuple[float, float], ...]
 
     @property
     def boxes(self) -> int:
         """How many boxes stand on it."""
-        return self.shapes * math.prod(self.size)
+        return len(self.shapes) * math.prod(self.size)
 
 
 def levels_of(spec: DetectorSpec) -> tuple[Level, ...]:
     """The feature maps on which a detector looks for boxes, the largest first.
 
-    >>> [level.size[0] for level in levels_of(DetectorSpec.parse("ssd300/1.0"))]
-    [19, 10, 5, 3, 2, 1]
-    >>> sum(level.boxes for level in levels_of(DetectorSpec.parse("ssd300/1.0")))
-    1917
+    >>> levels = levels_of(DetectorSpec.parse("ssd300/1.0"))
+    >>> [level.size[0] for level in levels], sum(level.boxes for level in levels)
+    ([19, 10, 5, 3, 2, 1], 1917)
+    >>> [tuple(round(side) for side in shape) for shape in levels[0].shapes]
+    [(30, 30), (42, 85), (85, 42)]
     """
     taps = {row.name: row for row in layers_of(spec.body, None)}
-    eight, sixteen, thirty_two = (
-        taps[f"block{block}.pointwise"] for block in (TAP_8, TAP_16, TAP_32)
-    )
+    eight, sixteen, thirty_two = (taps[f"block{block}.pointwise"] for block in TAPS)
     if spec.framework == "frcnn":
-        return (_level("rpn", sixteen.out_channels, sixteen.out_size, RPN_SHAPES),)
+        return (_level(sixteen.out_channels, sixteen.out_size, _rpn_shapes()),)
     if spec.framework == "ssd":
         extras = [row for row in _extras(spec, thirty_two) if row.stride == 2]
-        rows = [sixteen, thirty_two, *extras]
+        shapes = _ssd_shapes(min(spec.body.height, spec.body.across))
         return tuple(
-            _level(f"level{number}", row.out_channels, row.out_size, 6 if number else 3)
-            for number, row in enumerate(rows)
+            _level(row.out_channels, row.out_size, found)
+            for row, found in zip((sixteen, thirty_two, *extras), shapes, strict=True)
         )
     sizes = [eight.out_size, sixteen.out_size, thirty_two.out_size]
-    while len(sizes) < 5:
+    while len(sizes) < _PYRAMID_LEVELS:
         sizes.append(_halved(spec, sizes[-1]))
     channels = spec.channels(_PYRAMID_CHANNELS)
-    return tuple(_level(f"level{number}", channels, size, 6) for number, size in enumerate(sizes))
+    return tuple(
+        _level(channels, size, _pyramid_shapes(8 * 2**number)) for number, size in enumerate(sizes)
+    )
+
+
+def _ssd_shapes(side: int) -> Iterator[list[tuple[float, float]]]:
+    """Six scales from 0.2 to 0.95 of the shorter side; the first map has three smaller shapes."""
+    scales = [side * (0.2 + 0.15 * number) for number in range(6)]
+    yield [_shape(0.1 * side, 1.0), _shape(scales[0], 2.0), _shape(scales[0], 0.5)]
+    for scale, following in pairwise([*scales[1:], float(side)]):
+        shapes = [_shape(scale, aspect) for aspect in (1.0, 2.0, 0.5, 3.0, 1 / 3)]
+        yield [*shapes, _shape(math.sqrt(scale * following), 1.0)]
+
+
+def _pyramid_shapes(stride: int) -> list[tuple[float, float]]:
+    """Two scales an octave, from four times the stride on."""
+    return [
+        _shape(4 * stride * 2 ** (half / 2), aspect)
+        for half in range(2)
+        for aspect in (1.0, 2.0, 0.5)
+    ]
+
+
+def _rpn_shapes() -> list[tuple[float, float]]:
+    """Four scales around 256 pixels."""
+    return [_shape(256 * scale, aspect) for scale in (0.25, 0.5, 1, 2) for aspect in (0.5, 1, 2)]
+
+
+def _shape(scale: float, aspect: float) -> tuple[float, float]:
+    """Height and width of a box with the area of a square of side `scale`; `aspect` is width over height."""
+    return scale / math.sqrt(aspect), scale * math.sqrt(aspect)
 
 
 def detector_layers(spec: DetectorSpec, num_classes: int = COCO_CLASSES) -> tuple[Layer, ...]:
@@ -184,15 +212,14 @@ def _ssd(spec: DetectorSpec, num_classes: int) -> Iterator[Layer]:
     body = layers_of(spec.body, None)
     yield from body
     yield from _extras(spec, body[-1])
-    for level in levels_of(spec):
-        for head, outputs in (("boxes", 4), ("scores", num_classes + 1)):
-            yield _conv(
-                f"{level.name}.{head}",
-                level.channels,
-                level.shapes * outputs,
-                level.size,
-                bias=True,
-            )
+    for number, level in enumerate(levels_of(spec)):
+        for head, outputs in _outputs(level, num_classes):
+            yield _conv(f"level{number}.{head}", level.channels, outputs, level.size, bias=True)
+
+
+def _outputs(level: Level, num_classes: int) -> tuple[tuple[str, int], tuple[str, int]]:
+    shapes = len(level.shapes)
+    return ("boxes", 4 * shapes), ("scores", (num_classes + 1) * shapes)
 
 
 def _extras(spec: DetectorSpec, last: Layer) -> Iterator[Layer]:
@@ -211,46 +238,43 @@ def _ssd_on_pyramid(spec: DetectorSpec, num_classes: int) -> Iterator[Layer]:
     yield from body.values()
     levels = levels_of(spec)
     channels = levels[0].channels
-    for level, block in zip(levels, (TAP_8, TAP_16, TAP_32), strict=False):
+    for number, block in enumerate(TAPS):
         tap = body[f"block{block}.pointwise"]
-        yield _conv(f"{level.name}.lateral", tap.out_channels, channels, level.size)
-    for level in levels[:2]:
-        yield _conv(f"{level.name}.smooth", channels, channels, level.size, kernel=3)
-    for before, level in pairwise(levels[2:]):
+        yield _conv(f"level{number}.narrow", tap.out_channels, channels, tap.out_size, bias=True)
+        yield _conv(f"level{number}.smooth", channels, channels, tap.out_size, kernel=3, bias=True)
+    for number, (before, level) in enumerate(pairwise(levels[len(TAPS) - 1 :]), start=len(TAPS)):
         yield _conv(
-            f"{level.name}.wide", channels, channels, before.size, kernel=3, out_size=level.size
+            f"level{number}.wide",
+            channels,
+            channels,
+            before.size,
+            kernel=3,
+            out_size=level.size,
+            bias=True,
         )
     for number, level in enumerate(levels):
-        for head, outputs in (("boxes", 4), ("scores", num_classes + 1)):
-            layers = [
-                _conv(f"{level.name}.{head}{layer}", channels, channels, level.size, kernel=3)
-                for layer in range(_TOWER_LAYERS)
+        for head, outputs in _outputs(level, num_classes):
+            name = f"level{number}.{head}"
+            tower = [
+                _conv(f"{name}{layer}", channels, channels, level.size, kernel=3)
+                for layer in range(TOWER_LAYERS)
             ]
-            layers.append(
-                _conv(
-                    f"{level.name}.{head}",
-                    channels,
-                    level.shapes * outputs,
-                    level.size,
-                    kernel=3,
-                    bias=True,
-                )
-            )
-            # Weights are those of the first level; each level has its own batch norm.
-            yield from (replace(layer, shared=number > 0) for layer in layers)
+            last = _conv(name, channels, outputs, level.size, kernel=3, bias=True)
+            # Weights are those of the first level; each level has batch norm of its own.
+            yield from (replace(layer, shared=number > 0) for layer in (*tower, last))
 
 
 def _faster_rcnn(spec: DetectorSpec, num_classes: int) -> Iterator[Layer]:
     body = layers_of(spec.body, None)
     names = [row.name for row in body]
-    second = names.index(f"block{TAP_16 + 1}.depthwise")
+    second = names.index(f"block{TAPS[1] + 1}.depthwise")
     yield from body[:second]
     (level,) = levels_of(spec)
-    hidden = spec.channels(_RPN_CHANNELS)
+    hidden, shapes = spec.channels(_RPN_CHANNELS), len(level.shapes)
     yield _conv("rpn.conv", level.channels, hidden, level.size, kernel=3, bias=True)
     # Two scores, nothing and something, as TensorFlow has them.
-    yield _conv("rpn.scores", hidden, 2 * level.shapes, level.size, bias=True)
-    yield _conv("rpn.boxes", hidden, 4 * level.shapes, level.size, bias=True)
+    yield _conv("rpn.scores", hidden, 2 * shapes, level.size, bias=True)
+    yield _conv("rpn.boxes", hidden, 4 * shapes, level.size, bias=True)
     size = _CROP
     for row in body[second:]:
         out_size = _halved(spec, size) if row.stride == 2 else size
@@ -300,5 +324,5 @@ def _halved(spec: DetectorSpec, size: tuple[int, int]) -> tuple[int, int]:
     return height, width
 
 
-def _level(name: str, channels: int, size: tuple[int, int], shapes: int) -> Level:
-    return Level(name=name, channels=channels, size=size, shapes=shapes)
+def _level(channels: int, size: tuple[int, int], shapes: list[tuple[float, float]]) -> Level:
+    return Level(channels=channels, size=size, shapes=tuple(shapes))

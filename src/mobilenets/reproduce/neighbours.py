@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-from mobilenets.architecture.detector import COCO_CLASSES, PROPOSALS, RPN_SHAPES
+from mobilenets.architecture.detector import COCO_CLASSES, PROPOSALS
 from mobilenets.architecture.layer_rows import Layer
 
 # Channels of one stage of 3x3 convolutions; every stage ends in a 2x2 pool.
@@ -151,7 +151,7 @@ def _faster_rcnn_on_vgg16(side: int) -> Iterator[Layer]:
     yield from body
     channels, (side, _) = body[-1].out_channels, body[-1].out_size
     yield _conv("rpn.conv", (channels, channels), side, kernel=3, padding=1)
-    yield _conv("rpn.outputs", (channels, RPN_SHAPES * (2 + 4)), side)
+    yield _conv("rpn.outputs", (channels, 12 * (2 + 4)), side)
     features = channels * 7 * 7
     for layer in (
         _linear("fc6", features, 4096),

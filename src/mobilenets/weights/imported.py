@@ -171,7 +171,7 @@ def fit(foreign: ForeignWeights, *, keep_background: bool = False) -> ImportedWe
     spec, layers = _member(foreign)
     state: dict[str, Tensor] = {}
     for layer, convolution in zip(layers, foreign.convolutions, strict=True):
-        state |= _unit_state(f"body.{layer.name}", convolution, spec.batch_norm_epsilon)
+        state |= unit_state(f"body.{layer.name}", convolution, spec.batch_norm_epsilon)
     labels = tuple(foreign.labels)
     if foreign.classifier is not None:
         weight_KC, bias_K = foreign.classifier
@@ -205,7 +205,7 @@ def _member(foreign: ForeignWeights) -> tuple[MobileNetSpec, tuple[Layer, ...]]:
     best: tuple[int, str] = (-1, "")
     for spec in _candidates(foreign, shapes):
         layers = layers_of(spec, None)
-        expected = [_shape(layer) for layer in layers]
+        expected = [layer_shape(layer) for layer in layers]
         agree = sum(1 for a, b in zip(shapes, expected, strict=False) if a == b)
         if shapes == expected:
             _check_strides(foreign, spec, layers)
@@ -269,13 +269,15 @@ def _candidates(
                 )
 
 
-def _shape(layer: Layer) -> tuple[int, int, int, int]:
+def layer_shape(layer: Layer) -> tuple[int, int, int, int]:
+    """Of a convolution's weights: out, in for each group, height, width."""
     kernel = layer.kernel
     assert isinstance(kernel, int)
     return (layer.out_channels, layer.in_channels // layer.groups, kernel, kernel)
 
 
-def _unit_state(name: str, convolution: Convolution, epsilon: float) -> dict[str, Tensor]:
+def unit_state(name: str, convolution: Convolution, epsilon: float) -> dict[str, Tensor]:
+    """The state of a `ConvUnit` of that name; a bias alone becomes a batch norm that only adds it."""
     weight = convolution.weight.float()
     channels = len(weight)
     norm = convolution.norm
