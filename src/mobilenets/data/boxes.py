@@ -1,0 +1,659 @@
+"""Where images with boxes come from: COCO's JSON, Pascal VOC's XML, YOLO's text files; and into which they go.
+
+Shapes: M objects of an image. A box is (left, top, right, bottom) in pixels of the image, the first pixel's
+edge being 0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import xml.sax
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+from xml.sax.handler import ContentHandler
+from xml.sax.saxutils import escape
+
+import yaml
+from PIL import ExifTags, Image
+
+from mobilenets.data.files import read_json
+from mobilenets.data.images import IMAGE_SUFFIXES, BadImageError, images_below
+from mobilenets.data.sources import FileImages
+
+Format = Literal["coco", "voc", "yolo"]
+# In pixels. A box that reaches out by less was rounded.
+SMALLEST_BOX, NEAR = 1.0, 1.5
+# Of EXIF's orientations, those from here on lie on their side.
+_QUARTER_TURNED = 5
+_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Object:
+    """One thing in an image, as it is told.
+
+    Args:
+        box: left, top, right, bottom in pixels; it may be degenerate or reach out of the image.
+        label: class index.
+        ignored: a crowd (COCO) or difficult (VOC): it is neither searched for nor held against who finds it.
+        area: of its outline where it has one, else of the box; in pixels.
+        told: file and line, or the annotation's number, for messages.
+    """
+
+    box: tuple[float, float, float, float]
+    label: int
+    told: str
+    ignored: bool = False
+    area: float = 0.0
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """Width and height in pixels.
+
+        >>> Object(box=(10, 20, 40, 25), label=0, told="a.txt line 1").size
+        (30, 5)
+        """
+        left, top, right, bottom = self.box
+        return right - left, bottom - top
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxSplit:
+    """Images and what is in them.
+
+    Args:
+        images: one file each.
+        sizes: height and width of each image in pixels.
+        objects: of each image; an image may have none.
+        ids: what COCO's files call the images.
+    """
+
+    images: FileImages
+    sizes: tuple[tuple[int, int], ...]
+    objects: tuple[tuple[Object, ...], ...]
+    ids: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, indices: Sequence[int]) -> BoxSplit:
+        """The images at these positions."""
+        return BoxSplit(
+            images=self.images.take(indices),
+            sizes=tuple(self.sizes[index] for index in indices),
+            objects=tuple(self.objects[index] for index in indices),
+            ids=tuple(self.ids[index] for index in indices),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxSource:
+    """A data set of images with boxes.
+
+    Args:
+        where: the path it was opened with.
+        format: what its annotations are written in.
+        labels: class names, in the order of their indices.
+        ids: what COCO's files call the classes, which may leave numbers out; else 1, 2, 3 and so on.
+        splits: `train`, `val` and `test` as they exist, or `all`.
+    """
+
+    where: str
+    format: Format
+    labels: tuple[str, ...]
+    ids: tuple[int, ...]
+    splits: Mapping[str, BoxSplit]
+
+    def fingerprint(self) -> str:
+        """A hash of labels, boxes and file names, by which a run knows its own data again."""
+        digest = hashlib.sha256(json.dumps(self.labels).encode())
+        for name in sorted(self.splits):
+            split = self.splits[name]
+            digest.update(name.encode())
+            for index, objects in enumerate(split.objects):
+                told = [(item.box, item.label, item.ignored) for item in objects]
+                digest.update(json.dumps([split.images.key(index), told]).encode())
+        return digest.hexdigest()[:16]
+
+    def only(self, labels: Sequence[str]) -> BoxSource:
+        """The same images with objects of some classes alone, in the order that is given.
+
+        Raises:
+            ValueError: there is no such class.
+        """
+        unknown = [label for label in labels if label not in self.labels]
+        if unknown:
+            raise ValueError(
+                f"{self.where} has no class {unknown[0]!r}: it has {', '.join(self.labels[:8])}"
+                + ("…" if len(self.labels) > 8 else "")
+            )
+        index = {self.labels.index(label): place for place, label in enumerate(labels)}
+        splits = {
+            name: replace(
+                split,
+                objects=tuple(
+                    tuple(replace(o, label=index[o.label]) for o in objects if o.label in index)
+                    for objects in split.objects
+                ),
+            )
+            for name, split in self.splits.items()
+        }
+        ids = tuple(self.ids[self.labels.index(label)] for label in labels)
+        return replace(self, labels=tuple(labels), ids=ids, splits=splits)
+
+
+def open_boxes(where: str | Path) -> BoxSource:
+    """Open a data set of boxes: a folder with COCO's JSON, Pascal VOC's XML or YOLO's text files, or one JSON file.
+
+    Raises:
+        ValueError: one sentence that says what is wrong with it, and where.
+    """
+    path = Path(where)
+    if not path.exists():
+        raise ValueError(f"{where}: there is no such folder or file")
+    if path.is_file():
+        if path.suffix == ".json":
+            return _open_coco(path.parent, {"all": path}, str(where))
+        if path.suffix in (".yaml", ".yml"):
+            return _open_yolo(path, str(where))
+        raise ValueError(f"{where}: give a folder, COCO's JSON or YOLO's YAML file")
+    if (path / "Annotations").is_dir():
+        return _open_voc(path, str(where))
+    described = [*sorted(path.glob("*.yaml")), *sorted(path.glob("*.yml"))]
+    if described:
+        return _open_yolo(described[0], str(where))
+    files = _coco_files(path)
+    if files:
+        return _open_coco(path, files, str(where))
+    raise ValueError(
+        f"{where}: no boxes here: neither COCO's JSON (annotations/instances_*.json), nor Pascal VOC's "
+        "Annotations folder, nor YOLO's YAML file"
+    )
+
+
+def _coco_files(folder: Path) -> dict[str, Path]:
+    """JSON files by split: COCO's own layout, a folder a split, or files beside the images."""
+    found: dict[str, Path] = {}
+    for file in sorted(
+        [*folder.glob("annotations/*.json"), *folder.glob("*.json"), *folder.glob("*/*.coco.json")]
+    ):
+        words = f"{file.parent.name if '.coco' in file.name else ''} {file.stem}".lower()
+        name = next((split for word, split in _SPLITS.items() if word in words), "all")
+        if name in found:
+            raise ValueError(
+                f"{folder}: {found[name].name} and {file.name} are both of the {name} split"
+            )
+        found[name] = file
+    return found
+
+
+def _open_coco(folder: Path, files: Mapping[str, Path], where: str) -> BoxSource:
+    contents = {name: read_json(file) for name, file in files.items()}
+    first = next(iter(contents))
+    categories = _coco_part(
+        contents["train" if "train" in contents else first], "categories", files[first]
+    )
+    labels = tuple(str(row["name"]) for row in categories)
+    ids = tuple(int(row["id"]) for row in categories)
+    if len(set(ids)) < len(ids) or len(set(labels)) < len(labels):
+        raise ValueError(f"{files[first]}: two of its categories have one id or one name")
+    splits = {
+        name: _coco_split(
+            folder, files[name], content, dict(zip(ids, range(len(ids)), strict=True))
+        )
+        for name, content in contents.items()
+    }
+    return BoxSource(where=where, format="coco", labels=labels, ids=ids, splits=splits)
+
+
+def _coco_part(content: Mapping[str, Any], part: str, file: Path) -> list[dict[str, Any]]:
+    rows = content.get(part)
+    if not isinstance(rows, list):
+        raise ValueError(f"{file}: not COCO's JSON, it has no {part}")
+    return rows
+
+
+def _coco_split(
+    folder: Path, file: Path, content: Mapping[str, Any], index: Mapping[int, int]
+) -> BoxSplit:
+    found: dict[int, list[Object]] = {}
+    try:
+        images = {int(row["id"]): row for row in _coco_part(content, "images", file)}
+        for row in _coco_part(content, "annotations", file):
+            told = f"{file} annotation {row.get('id', '?')}"
+            image, category = int(row["image_id"]), int(row["category_id"])
+            if image not in images:
+                raise ValueError(f"{told}: there is no image {image}")
+            if category not in index:
+                raise ValueError(f"{told}: there is no category {category}")
+            left, top, width, height = (float(value) for value in row["bbox"])
+            thing = Object(
+                box=(left, top, left + width, top + height),
+                label=index[category],
+                ignored=bool(row.get("iscrowd", 0)),
+                area=float(row.get("area", width * height)),
+                told=told,
+            )
+            found.setdefault(image, []).append(thing)
+        sizes = tuple((int(row["height"]), int(row["width"])) for row in images.values())
+        names = [str(row["file_name"]) for row in images.values()]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{file}: not COCO's JSON ({error})") from None
+    places = [folder, *(path for path in sorted(folder.iterdir()) if path.is_dir()), file.parent]
+    home = next((place for place in places if names and (place / names[0]).is_file()), folder)
+    return BoxSplit(
+        images=FileImages(tuple(home / name for name in names)),
+        sizes=sizes,
+        objects=tuple(tuple(found.get(number, ())) for number in images),
+        ids=tuple(images),
+    )
+
+
+class _Annotation(ContentHandler):
+    """Of Pascal VOC's XML the texts by their path, object by object, with the line that each begins in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.whole: dict[str, str] = {}
+        self.objects: list[tuple[int, dict[str, str]]] = []
+        self._path: list[str] = []
+        self._text = ""
+
+    def startElement(self, name: str, attrs: Any) -> None:  # noqa: N802 (the interface's name)
+        del attrs
+        self._path.append(name)
+        self._text = ""
+        if self._path[1:] == ["object"]:
+            assert self._locator is not None
+            self.objects.append((self._locator.getLineNumber() or 0, {}))
+
+    def characters(self, content: str) -> None:
+        self._text += content
+
+    def endElement(self, name: str) -> None:  # noqa: N802 (the interface's name)
+        del name
+        inside = self._path[1:2] == ["object"]
+        place = "/".join(self._path[2 if inside else 1 :])
+        (self.objects[-1][1] if inside else self.whole).setdefault(place, self._text.strip())
+        self._path.pop()
+        self._text = ""
+
+
+def _open_voc(folder: Path, where: str) -> BoxSource:
+    lists = {
+        _SPLITS[path.stem]: path
+        for path in sorted(folder.glob("ImageSets/Main/*.txt"))
+        if path.stem in _SPLITS
+    }
+    names = {split: path.read_text().split() for split, path in lists.items()}
+    if not names:
+        names = {"all": [path.stem for path in sorted((folder / "Annotations").glob("*.xml"))]}
+    read: dict[str, list[tuple[Path, tuple[int, int], list[tuple[str, Object]]]]] = {
+        # A line may say whether a class is in the image: the name comes first.
+        split: [
+            _voc_image(folder, name)
+            for name in dict.fromkeys(files)
+            if name not in ("1", "-1", "0")
+        ]
+        for split, files in names.items()
+    }
+    labels = tuple(
+        sorted({label for rows in read.values() for _, _, objects in rows for label, _ in objects})
+    )
+    if not labels:
+        raise ValueError(f"{where}: its annotations tell of no object")
+    splits = {
+        split: BoxSplit(
+            images=FileImages(tuple(path for path, _, _ in rows)),
+            sizes=tuple(size for _, size, _ in rows),
+            objects=tuple(
+                tuple(replace(thing, label=labels.index(label)) for label, thing in objects)
+                for _, _, objects in rows
+            ),
+            ids=tuple(range(1, len(rows) + 1)),
+        )
+        for split, rows in read.items()
+        if rows
+    }
+    ids = tuple(range(1, len(labels) + 1))
+    return BoxSource(where=where, format="voc", labels=labels, ids=ids, splits=splits)
+
+
+def _voc_image(folder: Path, name: str) -> tuple[Path, tuple[int, int], list[tuple[str, Object]]]:
+    file = folder / "Annotations" / f"{name}.xml"
+    handler = _Annotation()
+    try:
+        # No entity of another file is ever read: that is the parser's default.
+        xml.sax.parse(str(file), handler)
+        size = (int(handler.whole["size/height"]), int(handler.whole["size/width"]))
+        objects = [_voc_object(file, line, texts) for line, texts in handler.objects]
+    except FileNotFoundError:
+        raise ValueError(f"{file}: there is no such annotation") from None
+    except xml.sax.SAXParseException as error:
+        raise ValueError(
+            f"{file} line {error.getLineNumber()}: not XML ({error.getMessage()})"
+        ) from None
+    except KeyError as error:
+        raise ValueError(f"{file}: not Pascal VOC's XML, it has no {error.args[0]}") from None
+    # Tools write a name with or without its ending, or one that the file does not have any more.
+    written = Path(handler.whole.get("filename", name)).name
+    names = [written, *(f"{name}{suffix}" for suffix in sorted(IMAGE_SUFFIXES))]
+    pictures = folder / "JPEGImages"
+    path = next((pictures / n for n in names if (pictures / n).is_file()), pictures / written)
+    return path, size, objects
+
+
+def _voc_object(file: Path, line: int, texts: Mapping[str, str]) -> tuple[str, Object]:
+    told = f"{file} line {line}"
+    try:
+        # The pixels at the edges are inside, and the first one is 1.
+        left, top = (float(texts[f"bndbox/{side}"]) - 1 for side in ("xmin", "ymin"))
+        right, bottom = (float(texts[f"bndbox/{side}"]) for side in ("xmax", "ymax"))
+    except ValueError as error:
+        raise ValueError(f"{told}: {error}") from None
+    thing = Object(
+        box=(left, top, right, bottom),
+        label=0,
+        ignored=texts.get("difficult", "0") == "1",
+        area=(right - left) * (bottom - top),
+        told=told,
+    )
+    return texts["name"], thing
+
+
+def _open_yolo(file: Path, where: str) -> BoxSource:
+    try:
+        described = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: not YAML ({' '.join(str(error).split())})") from None
+    names = described.get("names") if isinstance(described, dict) else None
+    if isinstance(names, dict) and set(names) == set(range(len(names))):
+        names = [names[number] for number in range(len(names))]
+    if not isinstance(names, list) or not names:
+        raise ValueError(f"{file}: not YOLO's YAML, it has no names")
+    labels = tuple(map(str, names))
+    home = Path(described.get("path") or ".")
+    home = home if home.is_absolute() else file.parent / home
+    splits: dict[str, BoxSplit] = {}
+    for word, split in _SPLITS.items():
+        place = described.get(word)
+        if not place or split in splits:
+            continue
+        if not isinstance(place, str):
+            raise ValueError(f"{file}: {word} is one folder or one list of images, not {place!r}")
+        images = _yolo_images(home, place, file)
+        objects = [_yolo_objects(path, len(labels)) for path in images]
+        splits[split] = BoxSplit(
+            images=FileImages(tuple(images)),
+            sizes=tuple(size for size, _ in objects),
+            objects=tuple(found for _, found in objects),
+            ids=tuple(range(1, len(images) + 1)),
+        )
+    if not splits:
+        raise ValueError(f"{file}: it names no train, val or test images")
+    ids = tuple(range(1, len(labels) + 1))
+    return BoxSource(where=where, format="yolo", labels=labels, ids=ids, splits=splits)
+
+
+def _yolo_images(home: Path, place: str, file: Path) -> list[Path]:
+    # Some tools write their places as seen from another folder.
+    found = next((path for path in (home / place, file.parent / place) if path.exists()), None)
+    if found is None:
+        raise ValueError(f"{file}: {home / place} is not there")
+    if found.is_file():
+        lines = found.read_text(encoding="utf-8").split("\n")
+        return [home / line.strip() for line in lines if line.strip()]
+    return list(images_below(found))
+
+
+def _yolo_objects(image: Path, classes: int) -> tuple[tuple[int, int], tuple[Object, ...]]:
+    height, width = _size_of(image)
+    parts = list(image.parts)
+    # The last folder of that name holds the images, and one beside it the text files.
+    if "images" in parts:
+        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
+    file = Path(*parts).with_suffix(".txt")
+    if not file.is_file():
+        return (height, width), ()
+    found = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        told = f"{file} line {number}"
+        try:
+            label, x, y, across, high = (float(word) for word in line.split()[:5])
+        except ValueError:
+            raise ValueError(f"{told}: not a class and four numbers ({line.strip()})") from None
+        if not 0 <= label < classes or label != int(label):
+            raise ValueError(f"{told}: there is no class {line.split()[0]}")
+        box = (
+            (x - across / 2) * width,
+            (y - high / 2) * height,
+            (x + across / 2) * width,
+            (y + high / 2) * height,
+        )
+        area = across * width * high * height
+        found.append(Object(box=box, label=int(label), area=area, told=told))
+    return (height, width), tuple(found)
+
+
+def _size_of(image: Path) -> tuple[int, int]:
+    """Height and width of an image file as a person sees it.
+
+    Raises:
+        BadImageError: it is missing or can't be read.
+    """
+    try:
+        with Image.open(image) as opened:
+            width, height = opened.size
+            turned = opened.getexif().get(ExifTags.Base.Orientation, 1) >= _QUARTER_TURNED
+    except FileNotFoundError:
+        raise BadImageError(f"{image}: there is no such image") from None
+    # What is damaged is told in full by who reads all of it.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BadImageError(f"{image}: not an image that can be read ({reason})") from None
+    return (width, height) if turned else (height, width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flaw:
+    """Something wrong with one object's box."""
+
+    kind: Literal["degenerate-box", "box-outside", "duplicate-box"]
+    detail: str
+    told: str
+
+    def __str__(self) -> str:
+        return f"{self.told}: {self.detail}"
+
+
+def flaws(split: BoxSplit, index: int) -> Iterator[tuple[int, Flaw]]:
+    """What is wrong with the boxes of one image, by their place among its objects."""
+    height, width = split.sizes[index]
+    seen: dict[tuple[object, ...], str] = {}
+    for place, thing in enumerate(split.objects[index]):
+        across, high = thing.size
+        shown = ", ".join(f"{side:g}" for side in thing.box)
+        left, top, right, bottom = clipped(thing.box, (height, width))
+        if not all(math.isfinite(side) for side in thing.box):
+            kind, detail = "degenerate-box", f"its box is not made of numbers ({shown})"
+        elif across < 0 or high < 0:
+            kind, detail = "degenerate-box", f"its box ends before it begins ({shown})"
+        elif min(across, high) < SMALLEST_BOX:
+            kind, detail = "degenerate-box", f"its box is {across:g} x {high:g} pixels"
+        elif min(right - left, bottom - top) < SMALLEST_BOX:
+            kind, detail = (
+                "degenerate-box",
+                f"its box ({shown}) lies outside the {width} x {height} image",
+            )
+        elif max(-thing.box[0], -thing.box[1], thing.box[2] - width, thing.box[3] - height) > NEAR:
+            kind, detail = (
+                "box-outside",
+                f"its box ({shown}) reaches out of the {width} x {height} image",
+            )
+        elif (thing.box, thing.label) in seen:
+            first = seen[thing.box, thing.label]
+            kind, detail = "duplicate-box", f"the same box and class as {first}"
+        else:
+            seen[thing.box, thing.label] = thing.told
+            continue
+        yield place, Flaw(kind=kind, detail=detail, told=thing.told)  # type: ignore[arg-type]
+
+
+def usable(split: BoxSplit) -> tuple[BoxSplit, tuple[Flaw, ...]]:
+    """The same with boxes cut to the image, without those that are degenerate or told twice; and what was wrong."""
+    objects, found = [], []
+    for index, (size, things) in enumerate(zip(split.sizes, split.objects, strict=True)):
+        wrong = dict(flaws(split, index))
+        found += wrong.values()
+        objects.append(
+            tuple(
+                replace(thing, box=clipped(thing.box, size))
+                for place, thing in enumerate(things)
+                if place not in wrong or wrong[place].kind == "box-outside"
+            )
+        )
+    return replace(split, objects=tuple(objects)), tuple(found)
+
+
+def clipped(
+    box: tuple[float, float, float, float], size: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """The part of a box that lies in an image of height and width.
+
+    >>> clipped((-5, 10, 700, 20), (480, 640))
+    (0, 10, 640, 20)
+    """
+    height, width = size
+    left, top, right, bottom = box
+    return (
+        min(max(left, 0), width),
+        min(max(top, 0), height),
+        max(min(right, width), 0),
+        max(min(bottom, height), 0),
+    )
+
+
+def write_boxes(source: BoxSource, folder: Path, to: Format) -> None:
+    """Write a data set in another format, its images beside the annotations as links or copies.
+
+    COCO keeps all that is told; Pascal VOC rounds to whole pixels, and YOLO has no flags.
+
+    Raises:
+        ValueError: the folder is not empty.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty: give another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    _WRITERS[to](source, folder)
+
+
+def _write_coco(source: BoxSource, folder: Path) -> None:
+    (folder / "annotations").mkdir()
+    for name, split in source.splits.items():
+        images, annotations = [], []
+        for index, path in enumerate(_placed(split, folder / name)):
+            height, width = split.sizes[index]
+            number = split.ids[index]
+            images.append({"id": number, "file_name": path.name, "height": height, "width": width})
+            for thing in split.objects[index]:
+                left, top, *_ = thing.box
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": number,
+                        "category_id": source.ids[thing.label],
+                        "bbox": [left, top, *thing.size],
+                        "area": thing.area,
+                        "iscrowd": int(thing.ignored),
+                    }
+                )
+        pairs = zip(source.ids, source.labels, strict=True)
+        content = {
+            "images": images,
+            "annotations": annotations,
+            "categories": [{"id": number, "name": label} for number, label in pairs],
+        }
+        file = folder / "annotations" / f"instances_{name}.json"
+        file.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+
+
+def _write_voc(source: BoxSource, folder: Path) -> None:
+    (folder / "Annotations").mkdir()
+    (folder / "ImageSets" / "Main").mkdir(parents=True)
+    for name, split in source.splits.items():
+        names = []
+        for index, path in enumerate(_placed(split, folder / "JPEGImages")):
+            height, width = split.sizes[index]
+            names.append(path.stem)
+            lines = [
+                "<annotation>",
+                f"  <filename>{escape(path.name)}</filename>",
+                f"  <size><width>{width}</width><height>{height}</height><depth>3</depth></size>",
+            ]
+            for thing in split.objects[index]:
+                left, top, right, bottom = (round(side) for side in thing.box)
+                lines += [
+                    "  <object>",
+                    f"    <name>{escape(source.labels[thing.label])}</name>",
+                    f"    <difficult>{int(thing.ignored)}</difficult>",
+                    f"    <bndbox><xmin>{left + 1}</xmin><ymin>{top + 1}</ymin>"
+                    f"<xmax>{right}</xmax><ymax>{bottom}</ymax></bndbox>",
+                    "  </object>",
+                ]
+            file = folder / "Annotations" / f"{path.stem}.xml"
+            file.write_text("\n".join([*lines, "</annotation>", ""]), encoding="utf-8")
+        if name != "all":
+            lists = folder / "ImageSets" / "Main" / f"{name}.txt"
+            lists.write_text("".join(f"{stem}\n" for stem in names), encoding="utf-8")
+
+
+def _write_yolo(source: BoxSource, folder: Path) -> None:
+    described: dict[str, Any] = {"path": ".", "names": list(source.labels)}
+    for name, split in source.splits.items():
+        # One part alone is there to be trained on.
+        described["train" if name == "all" else name] = f"images/{name}"
+        texts = folder / "labels" / name
+        texts.mkdir(parents=True)
+        for index, path in enumerate(_placed(split, folder / "images" / name)):
+            height, width = split.sizes[index]
+            lines = []
+            for thing in split.objects[index]:
+                left, top, right, bottom = thing.box
+                middle = ((left + right) / 2 / width, (top + bottom) / 2 / height)
+                size = ((right - left) / width, (bottom - top) / height)
+                numbers = " ".join(f"{share:.6f}" for share in (*middle, *size))
+                lines.append(f"{thing.label} {numbers}\n")
+            (texts / f"{path.stem}.txt").write_text("".join(lines), encoding="utf-8")
+    text = yaml.safe_dump(described, sort_keys=False, allow_unicode=True)
+    (folder / "data.yaml").write_text(text, encoding="utf-8")
+
+
+_WRITERS: Mapping[Format, Callable[[BoxSource, Path], None]] = {
+    "coco": _write_coco,
+    "voc": _write_voc,
+    "yolo": _write_yolo,
+}
+
+
+def _placed(split: BoxSplit, folder: Path) -> Iterator[Path]:
+    """Each image in a folder, under a name of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in split.images.paths:
+        place = folder / path.name
+        number = 1
+        while place.exists():
+            place, number = folder / f"{path.stem}-{number}{path.suffix}", number + 1
+        try:
+            os.link(path, place)
+        # Across disks, or where the system has no links.
+        except OSError:
+            shutil.copyfile(path, place)
+        yield place
