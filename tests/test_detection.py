@@ -1,6 +1,5 @@
 """Detection: boxes, what a detector is taught, and the real COCO weights of TensorFlow's."""
 
-
 import numpy as np
 import pytest
 import torch

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 from xml.sax.handler import ContentHandler
 from xml.sax.saxutils import escape
+from xml.sax.xmlreader import Locator
 
 import yaml
 from PIL import ExifTags, Image
@@ -28,7 +29,7 @@ from mobilenets.data.sources import FileImages
 
 Format = Literal["coco", "voc", "yolo"]
 # In pixels. A box that reaches out by less was rounded.
-SMALLEST_BOX, NEAR = 1.0, 1.5
+SMALLEST_BOX, NEAR = 0.1, 1.5
 # Of EXIF's orientations, those from here on lie on their side.
 _QUARTER_TURNED = 5
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -232,15 +233,7 @@ def _coco_split(
                 raise ValueError(f"{told}: there is no image {image}")
             if category not in index:
                 raise ValueError(f"{told}: there is no category {category}")
-            left, top, width, height = (float(value) for value in row["bbox"])
-            thing = Object(
-                box=(left, top, left + width, top + height),
-                label=index[category],
-                ignored=bool(row.get("iscrowd", 0)),
-                area=float(row.get("area", width * height)),
-                told=told,
-            )
-            found.setdefault(image, []).append(thing)
+            found.setdefault(image, []).append(_coco_object(row, index[category], told))
         sizes = tuple((int(row["height"]), int(row["width"])) for row in images.values())
         names = [str(row["file_name"]) for row in images.values()]
     except (KeyError, TypeError) as error:
@@ -255,6 +248,21 @@ def _coco_split(
     )
 
 
+def _coco_object(row: Mapping[str, Any], label: int, told: str) -> Object:
+    try:
+        left, top, width, height = (float(value) for value in row["bbox"])
+        area = float(row.get("area", width * height))
+    except (TypeError, ValueError):
+        raise ValueError(f"{told}: its bbox is not four numbers ({row['bbox']})") from None
+    return Object(
+        box=(left, top, left + width, top + height),
+        label=label,
+        ignored=bool(row.get("iscrowd", 0)),
+        area=area,
+        told=told,
+    )
+
+
 class _Annotation(ContentHandler):
     """Of Pascal VOC's XML the texts by their path, object by object, with the line that each begins in."""
 
@@ -264,14 +272,17 @@ class _Annotation(ContentHandler):
         self.objects: list[tuple[int, dict[str, str]]] = []
         self._path: list[str] = []
         self._text = ""
+        self._line: Callable[[], int | None] = lambda: None
+
+    def setDocumentLocator(self, locator: Locator) -> None:  # noqa: N802 (the interface's name)
+        self._line = locator.getLineNumber
 
     def startElement(self, name: str, attrs: Any) -> None:  # noqa: N802 (the interface's name)
         del attrs
         self._path.append(name)
         self._text = ""
         if self._path[1:] == ["object"]:
-            assert self._locator is not None
-            self.objects.append((self._locator.getLineNumber() or 0, {}))
+            self.objects.append((self._line() or 0, {}))
 
     def characters(self, content: str) -> None:
         self._text += content
@@ -329,8 +340,8 @@ def _voc_image(folder: Path, name: str) -> tuple[Path, tuple[int, int], list[tup
     file = folder / "Annotations" / f"{name}.xml"
     handler = _Annotation()
     try:
-        # No entity of another file is ever read: that is the parser's default.
-        xml.sax.parse(str(file), handler)
+        # By default it reads no entity of another file, and stops where entities grow out of bounds.
+        xml.sax.parseString(file.read_bytes(), handler)  # noqa: S317
         size = (int(handler.whole["size/height"]), int(handler.whole["size/width"]))
         objects = [_voc_object(file, line, texts) for line, texts in handler.objects]
     except FileNotFoundError:
@@ -509,7 +520,8 @@ def flaws(split: BoxSplit, index: int) -> Iterator[tuple[int, Flaw]]:
 
 def usable(split: BoxSplit) -> tuple[BoxSplit, tuple[Flaw, ...]]:
     """The same with boxes cut to the image, without those that are degenerate or told twice; and what was wrong."""
-    objects, found = [], []
+    objects: list[tuple[Object, ...]] = []
+    found: list[Flaw] = []
     for index, (size, things) in enumerate(zip(split.sizes, split.objects, strict=True)):
         wrong = dict(flaws(split, index))
         found += wrong.values()
@@ -558,7 +570,8 @@ def write_boxes(source: BoxSource, folder: Path, to: Format) -> None:
 def _write_coco(source: BoxSource, folder: Path) -> None:
     (folder / "annotations").mkdir()
     for name, split in source.splits.items():
-        images, annotations = [], []
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
         for index, path in enumerate(_placed(split, folder / name)):
             height, width = split.sizes[index]
             number = split.ids[index]
