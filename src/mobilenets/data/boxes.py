@@ -238,7 +238,9 @@ def _coco_split(
         names = [str(row["file_name"]) for row in images.values()]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{file}: not COCO's JSON ({error})") from None
-    places = [folder, *(path for path in sorted(folder.iterdir()) if path.is_dir()), file.parent]
+    # Splits may have images of one name: `train2017` belongs to `instances_train2017.json`.
+    folders = sorted(path for path in folder.iterdir() if path.is_dir())
+    places = [file.parent, folder, *sorted(folders, key=lambda path: path.name not in file.stem)]
     home = next((place for place in places if names and (place / names[0]).is_file()), folder)
     return BoxSplit(
         images=FileImages(tuple(home / name for name in names)),
