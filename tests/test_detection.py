@@ -9,7 +9,7 @@ from torchvision.ops import box_iou
 from mobilenets.architecture import MobileNetSpec
 from mobilenets.architecture.detector import DetectorSpec
 from mobilenets.architecture.network import MobileNet
-from mobilenets.cost import detector_cost
+from mobilenets.cost import cost
 from mobilenets.tasks.detection.boxes import CODER, Selection, boxes_of, objects_in
 from mobilenets.tasks.detection.loss import EMPTY, detection_loss, match
 from mobilenets.tasks.detection.ssd import PyramidSsd, Ssd
@@ -33,13 +33,13 @@ def told(*rows, fill=0):
 )
 def test_networks_cost_what_is_counted(name):
     made, spec = network(name, 5).eval(), DetectorSpec.parse(name)
-    cost = detector_cost(spec, 5)
+    counted = cost(spec, 5)
     images_NCHW = torch.zeros(1, 3, spec.body.height, spec.body.across)
     with FlopCounterMode(display=False) as flops, torch.no_grad():
         outputs_NAD = made(images_NCHW)
     assert outputs_NAD.shape == (1, len(boxes_of(spec)), 4 + 1 + 5)
-    assert flops.get_total_flops() == 2 * cost.mult_adds
-    assert sum(weight.numel() for weight in made.parameters()) == cost.parameters
+    assert flops.get_total_flops() == 2 * counted.mult_adds
+    assert sum(weight.numel() for weight in made.parameters()) == counted.parameters
 
 
 def test_the_body_has_a_classifiers_names():

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
 from mobilenets.architecture.body import Padding, convolved_size
 from mobilenets.architecture.layer_rows import Layer, layers_of
-from mobilenets.architecture.spec import MobileNetSpec, check_width
+from mobilenets.architecture.spec import Activation, MobileNetSpec, check_width
 
 Framework = Literal["ssd", "ssdfpn", "frcnn"]
 
@@ -102,6 +102,34 @@ class DetectorSpec:
         body = MobileNetSpec(check_width(match["width"]), size, **choices)
         return cls(match["framework"], body)  # type: ignore[arg-type]
 
+    @property
+    def height(self) -> int:
+        """Input height in pixels."""
+        return self.body.height
+
+    @property
+    def across(self) -> int:
+        """Input width in pixels."""
+        return self.body.across
+
+    @property
+    def input_channels(self) -> int:
+        """3 for colour, 1 for grey."""
+        return self.body.input_channels
+
+    @property
+    def activation(self) -> Activation:
+        """Of the body and of the layers beyond it."""
+        return self.body.activation
+
+    def resized(self, height: int, across: int) -> DetectorSpec:
+        """The same for images of another size."""
+        return replace(self, body=self.body.resized(height, across))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field, for `config.json`; `spec_from_dict` reads it back."""
+        return {"framework": self.framework, **self.body.to_dict()}
+
     def channels(self, base: int) -> int:
         """Channels of a layer beyond the body that has `base` at width 1; at least 16.
 
@@ -114,6 +142,44 @@ class DetectorSpec:
     def padding(self) -> Padding:
         """Of the layers beyond the body; those of Keras' body would vanish."""
         return "torch" if self.body.padding == "torch" else "tensorflow"
+
+
+Spec = MobileNetSpec | DetectorSpec
+
+
+def parse_spec(name: str, **choices: Any) -> Spec:
+    """Read the name of a classifier such as `0.5-160`, or of a detector such as `ssd300/1.0`.
+
+    Raises:
+        ValueError: says what is wrong and how a name looks.
+
+    >>> str(parse_spec("ssd300/0.5")), str(parse_spec("0.5-160"))
+    ('ssd300/0.5', '0.5-160')
+    """
+    kind = DetectorSpec if "/" in name else MobileNetSpec
+    return kind.parse(name, **choices)
+
+
+def spec_from_dict(values: Mapping[str, Any]) -> Spec:
+    """Rebuild a specification from `to_dict`.
+
+    Raises:
+        ValueError: a field is unknown, or its value is not allowed.
+
+    >>> spec_from_dict(parse_spec("ssd300/0.5").to_dict()) == parse_spec("ssd300/0.5")
+    True
+    """
+    if "framework" not in values:
+        return MobileNetSpec.from_dict(values)
+    body = {name: value for name, value in values.items() if name != "framework"}
+    return DetectorSpec(values["framework"], MobileNetSpec.from_dict(body))
+
+
+def model_layers(spec: Spec, num_classes: int | None) -> tuple[Layer, ...]:
+    """Every convolution and linear layer of a classifier or a detector, in order; None leaves a classifier's last one out."""
+    if isinstance(spec, DetectorSpec):
+        return detector_layers(spec, num_classes or 0)
+    return layers_of(spec, num_classes)
 
 
 @dataclass(frozen=True, kw_only=True)

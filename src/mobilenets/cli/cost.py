@@ -6,10 +6,9 @@ from typing import Annotated
 
 import typer
 
-from mobilenets.architecture import MobileNetSpec
-from mobilenets.architecture.detector import COCO_CLASSES, DetectorSpec
+from mobilenets.architecture.detector import COCO_CLASSES, DetectorSpec, parse_spec
 from mobilenets.cli.output import JsonFlag, print_json, print_table
-from mobilenets.cost import CONVENTION, detector_cost, format_quantity
+from mobilenets.cost import CONVENTION, format_quantity
 from mobilenets.cost import cost as cost_of
 
 IMAGENET_CLASSES = 1000
@@ -46,18 +45,12 @@ def cost(
 ) -> None:
     """Count mult-adds, parameters, memory and bytes of any model, without building it."""
     choices = {"rounding": rounding, "padding": padding, "input_channels": input_channels}
-    specs = [
-        DetectorSpec.parse(name, **choices) if "/" in name else MobileNetSpec.parse(name, **choices)
-        for name in models
-    ]
+    specs = [parse_spec(name, **choices) for name in models]
     classes = [
         num_classes or (COCO_CLASSES if isinstance(spec, DetectorSpec) else IMAGENET_CLASSES)
         for spec in specs
     ]
-    costs = [
-        detector_cost(spec, number) if isinstance(spec, DetectorSpec) else cost_of(spec, number)
-        for spec, number in zip(specs, classes, strict=True)
-    ]
+    costs = [cost_of(spec, number) for spec, number in zip(specs, classes, strict=True)]
     if as_json:
         print_json(
             [

@@ -2,7 +2,7 @@
 
 from mobilenets.cost.accuracy import AccuracyFit, fit_accuracy
 from mobilenets.cost.budget import Budget, Candidate, NothingFitsError, pick
-from mobilenets.cost.count import CONVENTION, Cost, LayerCost, cost, count, detector_cost
+from mobilenets.cost.count import CONVENTION, Cost, LayerCost, cost, count
 from mobilenets.cost.latency import LatencyProfile, read_profile
 from mobilenets.cost.published import PUBLISHED, SOURCES, Published
 from mobilenets.cost.quantities import format_quantity, parse_milliseconds, parse_quantity
@@ -21,7 +21,6 @@ __all__ = [
     "Published",
     "cost",
     "count",
-    "detector_cost",
     "fit_accuracy",
     "format_quantity",
     "parse_milliseconds",

@@ -11,9 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from mobilenets.architecture.detector import COCO_CLASSES, DetectorSpec, detector_layers
-from mobilenets.architecture.layer_rows import Layer, LayerType, layers_of
-from mobilenets.architecture.spec import MobileNetSpec
+from mobilenets.architecture.detector import Spec, model_layers
+from mobilenets.architecture.layer_rows import Layer, LayerType
 
 CONVENTION = (
     "mult-adds: products of convolutions and linear layers (no bias, batch norm, activation or "
@@ -122,6 +121,7 @@ class Cost:
     def by_type(self) -> dict[LayerType, Cost]:
         """The same counts for each layer type that occurs.
 
+        >>> from mobilenets.architecture.spec import MobileNetSpec
         >>> cost(MobileNetSpec()).by_type()["pointwise"].mult_adds
         539492352
         """
@@ -170,23 +170,20 @@ def count(rows: Iterable[Layer]) -> Cost:
     return Cost(layers=counted)
 
 
-def detector_cost(spec: DetectorSpec, num_classes: int = COCO_CLASSES) -> Cost:
-    """The cost of a detector; the background is counted besides the classes.
+def cost(spec: Spec, num_classes: int | None = 1000) -> Cost:
+    """The cost of a classifier or a detector.
 
-    >>> cost = detector_cost(DetectorSpec.parse("ssd300/1.0"))
-    >>> cost.mult_adds, cost.parameters
-    (1237129408, 6819839)
-    """
-    return count(detector_layers(spec, num_classes))
+    Args:
+        num_classes: None leaves a classifier's last layer out; of a detector without the background, which is counted
+            besides.
 
-
-def cost(spec: MobileNetSpec, num_classes: int | None = 1000) -> Cost:
-    """The cost of one member of the family; `num_classes=None` leaves the classifier out.
-
-    >>> cost(MobileNetSpec(1.0, 224)).mult_adds, cost(MobileNetSpec(1.0, 224)).parameters
+    >>> from mobilenets.architecture.detector import parse_spec
+    >>> cost(parse_spec("1.0-224")).mult_adds, cost(parse_spec("1.0-224")).parameters
     (568740352, 4231976)
+    >>> cost(parse_spec("ssd300/1.0"), 90).mult_adds
+    1237129408
     """
-    return count(layers_of(spec, num_classes))
+    return count(model_layers(spec, num_classes))
 
 
 def _count(layer: Layer) -> LayerCost:

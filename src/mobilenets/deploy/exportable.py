@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from mobilenets.architecture.detector import Spec
 from mobilenets.architecture.layers import ConvUnit
 from mobilenets.architecture.network import MobileNet
 from mobilenets.architecture.preprocessing import Preprocessing, channel_order
-from mobilenets.architecture.spec import MobileNetSpec
 from mobilenets.deploy.fold import fold_batch_norm
 from mobilenets.training.run import Run
 
@@ -64,7 +64,7 @@ class Exportable:
         return replace(model, preprocessing=run.preprocessing, labels=tuple(labels))
 
     @classmethod
-    def of_network(cls, network: nn.Module, spec: MobileNetSpec) -> Self:
+    def of_network(cls, network: nn.Module, spec: Spec) -> Self:
         """A network without labels, folded; images in [-1, 1]."""
         channels = channel_order(spec.input_channels)
         half = (0.5,) * spec.input_channels
@@ -125,8 +125,7 @@ class Head(nn.Module):
 def steps_of(network: nn.Module) -> dict[str, ConvUnit | Head]:
     """The network as a chain, by name: each step computes from what the one before gave.
 
-    >>> from mobilenets.architecture.spec import MobileNetSpec
-    >>> names = list(steps_of(MobileNet(MobileNetSpec())))
+    >>>     >>> names = list(steps_of(MobileNet(MobileNetSpec())))
     >>> names[0], names[1], names[-1], len(names)
     ('conv0', 'block1.depthwise', 'classifier', 28)
     """

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mobilenets.architecture.detector import DetectorSpec
-from mobilenets.cost import Cost, count, detector_cost
+from mobilenets.architecture.detector import COCO_CLASSES, parse_spec
+from mobilenets.cost import Cost, cost, count
 from mobilenets.reproduce.model_figures import not_counted, parameter_figure, trained
 from mobilenets.reproduce.neighbours import faster_rcnn_on_vgg16
 from mobilenets.reproduce.printed import Figure
@@ -39,13 +39,13 @@ def table_13() -> tuple[Figure, ...]:
 
 
 def _on_vgg16(side: int, precision: str, mult_adds: str) -> tuple[Figure, ...]:
-    cost = count(faster_rcnn_on_vgg16(side))
+    counted = count(faster_rcnn_on_vgg16(side))
     how = "square input, 12 boxes a place, 300 proposals of 7x7"
-    return _counted(f"Faster-RCNN {side}, VGG", precision, mult_adds, "138.5", cost, how)
+    return _counted(f"Faster-RCNN {side}, VGG", precision, mult_adds, "138.5", counted, how)
 
 
 def _counted(
-    label: str, precision: str, mult_adds: str, parameters: str, cost: Cost, how: str
+    label: str, precision: str, mult_adds: str, parameters: str, found: Cost, how: str
 ) -> tuple[Figure, ...]:
     return (
         trained(
@@ -56,13 +56,13 @@ def _counted(
             column="mult-adds",
             printed=mult_adds,
             unit="G",
-            computed=cost.mult_adds,
+            computed=found.mult_adds,
             counted=how,
             source=TABLE_13,
         ),
-        parameter_figure(label, parameters, cost, TABLE_13),
+        parameter_figure(label, parameters, found, TABLE_13),
     )
 
 
 def _of(name: str) -> Cost:
-    return detector_cost(DetectorSpec.parse(name))
+    return cost(parse_spec(name), COCO_CLASSES)

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from mobilenets.architecture.detector import Spec, spec_from_dict
 from mobilenets.architecture.preprocessing import Preprocessing
-from mobilenets.architecture.spec import MobileNetSpec
 from mobilenets.data.files import read_json, sha256, write_aside
 from mobilenets.data.images import image_to_tensor, read_image
 from mobilenets.data.transforms import fit, normalise
@@ -43,9 +43,7 @@ class Run:
     Use `Run.load(folder)`; `Run.create` is for the training loop.
     """
 
-    def __init__(
-        self, folder: Path, config: dict[str, Any], task: Task, spec: MobileNetSpec
-    ) -> None:
+    def __init__(self, folder: Path, config: dict[str, Any], task: Task, spec: Spec) -> None:
         self.folder = folder
         self.config = config
         self.task = task
@@ -66,7 +64,7 @@ class Run:
             config = read_json(path)
             kind, values = find_task(config["task"]), config[config["task"]]
             task = kind.from_dict(values, Preprocessing.from_dict(config["preprocessing"]))
-            spec = MobileNetSpec.from_dict(config["spec"])
+            spec = spec_from_dict(config["spec"])
         except (KeyError, TypeError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise ValueError(f"{path} is damaged: {reason}") from None
@@ -77,7 +75,7 @@ class Run:
         cls,
         folder: str | Path,
         task: Task,
-        spec: MobileNetSpec,
+        spec: Spec,
         recipe: Recipe,
         data: Mapping[str, Any],
         *,
@@ -112,7 +110,7 @@ class Run:
         cls,
         folder: str | Path,
         task: Task,
-        spec: MobileNetSpec,
+        spec: Spec,
         state: Mapping[str, Tensor],
         origin: Mapping[str, Any],
         *,
@@ -135,7 +133,7 @@ class Run:
         return run
 
     @classmethod
-    def _new(cls, folder: Path, task: Task, spec: MobileNetSpec, more: Mapping[str, Any]) -> Self:
+    def _new(cls, folder: Path, task: Task, spec: Spec, more: Mapping[str, Any]) -> Self:
         config = {
             "format": FORMAT,
             "model": str(spec),

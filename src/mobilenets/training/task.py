@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from mobilenets.architecture.detector import Spec
 from mobilenets.architecture.preprocessing import Preprocessing
-from mobilenets.architecture.spec import MobileNetSpec
 from mobilenets.data.doctor import Report
 from mobilenets.data.loaders import Batch, Loader, OnBadImage
 from mobilenets.training.recipe import Recipe
@@ -63,11 +63,14 @@ class TrainingData:
 class Task(ABC):
     """A head, a loss, data and a metric for the one backbone.
 
-    `figures` names what its metrics compute, and `monitor` the one that decides which epoch is best
-    (more is better).
+    `default_model` is trained where none is named, `hub_task` what model hubs call the task. `figures` names what its metrics compute, and `monitor` the one that decides which epoch is best
+    (more is better). The weights of layers whose names begin with `class_layers` are of use for the same classes alone.
     """
 
     name: ClassVar[str]
+    hub_task: ClassVar[str]
+    default_model: ClassVar[str]
+    class_layers: ClassVar[tuple[str, ...]]
     monitor: ClassVar[str]
     figures: ClassVar[tuple[str, ...]]
 
@@ -78,7 +81,7 @@ class Task(ABC):
 
     @classmethod
     @abstractmethod
-    def default_recipe(cls, spec: MobileNetSpec, where: str, *, pretrained: bool = False) -> Recipe:
+    def default_recipe(cls, spec: Spec, where: str, *, pretrained: bool = False) -> Recipe:
         """The recipe for a model and data when none is named."""
 
     @classmethod
@@ -86,7 +89,7 @@ class Task(ABC):
     def from_data(
         cls,
         where: str,
-        spec: MobileNetSpec,
+        spec: Spec,
         recipe: Recipe | None = None,
         preprocessing: Preprocessing | None = None,
     ) -> Self:
@@ -137,7 +140,7 @@ class Task(ABC):
         """Class names by index."""
 
     @abstractmethod
-    def build_model(self, spec: MobileNetSpec, recipe: Recipe | None = None) -> nn.Module:
+    def build_model(self, spec: Spec, recipe: Recipe | None = None) -> nn.Module:
         """The network with this task's head; the recipe gives its dropout."""
 
     @abstractmethod

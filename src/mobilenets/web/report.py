@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mobilenets.architecture.layer_rows import layers_of
+from mobilenets.architecture.detector import model_layers
 from mobilenets.cost.count import count
 from mobilenets.cost.quantities import format_quantity
 from mobilenets.data.files import write_aside
@@ -47,7 +47,7 @@ class ReportData:
 
 def write_report(run: Run, data: ReportData, path: Path) -> None:
     """Write the page: curves, confusion matrix, worst mistakes, cost, latency, next commands."""
-    counted = count(layers_of(run.spec, len(run.labels)))
+    counted = count(model_layers(run.spec, len(run.labels)))
     page = render(
         "report.html",
         run=run,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mobilenets.architecture.body import Padding, Variant
+from mobilenets.architecture.detector import DetectorSpec, Spec
 from mobilenets.architecture.layer_rows import Layer, layers_of
 from mobilenets.architecture.preprocessing import ChannelOrder, Preprocessing
 from mobilenets.architecture.spec import Activation, MobileNetSpec, Rounding
@@ -56,13 +57,14 @@ class Said:
     std: tuple[float, ...] | None = None
 
     def check(
-        self, origin: str, found: ForeignWeights | MobileNetSpec, sure: Iterable[str] = TRACELESS
+        self, origin: str, found: ForeignWeights | Spec, sure: Iterable[str] = TRACELESS
     ) -> None:
         """Make sure that nothing was said against what is known.
 
         Raises:
             ValueError: names what was found and what was said.
         """
+        found = found.body if isinstance(found, DetectorSpec) else found
         for name in TRACELESS:
             own, given = getattr(found, name), getattr(self, name)
             if name in sure and given not in (None, own):
@@ -135,13 +137,13 @@ class ImportedWeights:
     """Weights of ours: the specification, the state of its network, and how it is served.
 
     Args:
-        state: for `MobileNet(spec, classes)`; without a classifier, for its body.
+        state: for `MobileNet(spec, classes)`, without a classifier for its body; or for a detector.
         labels: class names by index, or none.
         sure: what of `TRACELESS` is known, and not the likeliest guess.
         licence: where it is known.
     """
 
-    spec: MobileNetSpec
+    spec: Spec
     state: Mapping[str, Tensor]
     preprocessing: Preprocessing
     labels: tuple[str, ...]

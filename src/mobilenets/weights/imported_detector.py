@@ -13,10 +13,12 @@ from torch import Tensor
 
 from mobilenets.architecture.detector import TAPS, DetectorSpec, detector_layers, levels_of
 from mobilenets.architecture.layer_rows import Layer
-from mobilenets.architecture.preprocessing import Preprocessing
+from mobilenets.architecture.spec import MobileNetSpec
 from mobilenets.weights.imported import (
     Convolution,
     ForeignWeights,
+    ImportedWeights,
+    Said,
     fit,
     layer_shape,
     unit_state,
@@ -50,22 +52,12 @@ class ForeignDetector:
     settings: Mapping[str, Any]
     labels: Sequence[str]
 
-
-@dataclass(frozen=True, kw_only=True)
-class ImportedDetector:
-    """Weights of ours: the specification, the state of its network, and how it is served.
-
-    Args:
-        labels: class names by index, without the background.
-    """
-
-    spec: DetectorSpec
-    state: Mapping[str, Tensor]
-    preprocessing: Preprocessing
-    labels: tuple[str, ...]
+    def as_said(self, said: Said) -> ForeignDetector:
+        """With what someone says of them, as `ForeignWeights.as_said`."""
+        return replace(self, weights=self.weights.as_said(said))
 
 
-def fit_detector(foreign: ForeignDetector) -> ImportedDetector:
+def fit_detector(foreign: ForeignDetector) -> ImportedWeights:
     """Find the detector that the weights are of, and name them as ours.
 
     Outputs for classes without a name, of which COCO's numbering has ten, are left out.
@@ -89,23 +81,26 @@ def fit_detector(foreign: ForeignDetector) -> ImportedDetector:
             total_stride=math.prod(strides),
         )
     )
+    assert isinstance(body.spec, MobileNetSpec)
     spec = DetectorSpec("ssd", body.spec)
     outputs = int(foreign.settings["num_classes"]) + 1
     names = list(foreign.labels) or [_NAMELESS, *(f"class {n}" for n in range(1, outputs))]
     if len(names) != outputs:
         raise ValueError(f"{origin}: {outputs - 1} classes but {len(names) - 1} labels")
     _check_boxes(foreign, spec)
-    kept = [number for number, name in enumerate(names) if name != _NAMELESS]
+    # The first is the background, whatever it is called.
+    kept = [number for number in range(1, outputs) if names[number] != _NAMELESS]
     state = dict(body.state)
     for name, convolution in _extras(whole, spec):
         state |= unit_state(name, convolution, spec.body.batch_norm_epsilon)
     for name, weight, bias in _heads(foreign, spec, outputs, [0, *kept]):
         state |= {f"{name}.weight": weight, f"{name}.bias": bias}
-    return ImportedDetector(
+    return ImportedWeights(
         spec=spec,
         state={name: value.detach().clone().contiguous() for name, value in state.items()},
         preprocessing=replace(whole.preprocessing, resize="squash", crop_fraction=1.0),
         labels=tuple(names[number] for number in kept),
+        sure=whole.sure,
     )
 
 

@@ -11,7 +11,7 @@ import math
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,15 +105,19 @@ def is_detector(path: Path) -> bool:
         return _POSTPROCESS in file.kinds
 
 
-def read_tflite_detector(path: Path) -> ForeignDetector:
+def read_tflite_detector(path: Path, labels: Sequence[str] = ()) -> ForeignDetector:
     """Read SSD300 with TensorFlow's detection post-process from a `.tflite` file.
+
+    Args:
+        labels: class names, in place of the file's own, without the background's.
 
     Raises:
         ValueError: the file is truncated or holds another detector; the file and what is wrong are named.
         ImportError: the package that knows the format is missing.
     """
     with _opened(path) as file:
-        return file.read_detector()
+        found = file.read_detector()
+    return replace(found, labels=["background", *labels]) if labels else found
 
 
 @contextmanager

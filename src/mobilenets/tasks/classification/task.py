@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from mobilenets.architecture.detector import Spec
 from mobilenets.architecture.network import PAPER_DROPOUT, MobileNet
 from mobilenets.architecture.preprocessing import Preprocessing, channel_order
 from mobilenets.architecture.spec import MobileNetSpec
@@ -53,6 +54,9 @@ class Classification(Task):
     """
 
     name: ClassVar[str] = "classification"
+    hub_task: ClassVar[str] = "image-classification"
+    default_model: ClassVar[str] = "0.5-160"
+    class_layers: ClassVar[tuple[str, ...]] = ("classifier.",)
     monitor: ClassVar[str] = "top1"
     figures: ClassVar[tuple[str, ...]] = FIGURES
 
@@ -77,7 +81,7 @@ class Classification(Task):
         return RECIPES
 
     @classmethod
-    def default_recipe(cls, spec: MobileNetSpec, where: str, *, pretrained: bool = False) -> Recipe:
+    def default_recipe(cls, spec: Spec, where: str, *, pretrained: bool = False) -> Recipe:
         if pretrained:
             return FINETUNE
         if where == "digits":
@@ -88,10 +92,11 @@ class Classification(Task):
     def from_data(
         cls,
         where: str,
-        spec: MobileNetSpec,
+        spec: Spec,
         recipe: Recipe | None = None,
         preprocessing: Preprocessing | None = None,
     ) -> Self:
+        spec = _classifier(spec)
         source = open_source(where)
         outputs = recipe.outputs if recipe is not None else None
         if outputs is not None and outputs < len(source.labels):
@@ -147,9 +152,9 @@ class Classification(Task):
     def labels(self) -> tuple[str, ...]:
         return self._labels
 
-    def build_model(self, spec: MobileNetSpec, recipe: Recipe | None = None) -> nn.Module:
+    def build_model(self, spec: Spec, recipe: Recipe | None = None) -> nn.Module:
         dropout = PAPER_DROPOUT if recipe is None else recipe.dropout
-        return MobileNet(spec, self.outputs, dropout=dropout)
+        return MobileNet(_classifier(spec), self.outputs, dropout=dropout)
 
     def fit_head(
         self, model: nn.Module, data: TrainingData, recipe: Recipe, device: torch.device
@@ -286,6 +291,12 @@ class Classification(Task):
             )
             for scores_K, best_5 in zip(scores_NK, best_N5, strict=True)
         ]
+
+
+def _classifier(spec: Spec) -> MobileNetSpec:
+    if not isinstance(spec, MobileNetSpec):
+        raise ValueError(f"{spec} detects: a model that classifies is named as 0.5-160 is")
+    return spec
 
 
 def class_weights(targets_N: NDArray[np.int64], outputs: int) -> Tensor:
