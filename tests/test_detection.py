@@ -10,8 +10,9 @@ from mobilenets.architecture import MobileNetSpec
 from mobilenets.architecture.detector import DetectorSpec
 from mobilenets.architecture.network import MobileNet
 from mobilenets.cost import cost
+from mobilenets.data.box_loader import EMPTY
 from mobilenets.tasks.detection.boxes import CODER, Selection, boxes_of, objects_in
-from mobilenets.tasks.detection.loss import EMPTY, detection_loss, match
+from mobilenets.tasks.detection.loss import detection_loss, match
 from mobilenets.tasks.detection.ssd import PyramidSsd, Ssd
 
 NETWORKS = {"ssd": Ssd, "ssdfpn": PyramidSsd}

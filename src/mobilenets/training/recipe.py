@@ -79,6 +79,11 @@ class AugmentationChoice(_Choices):
     randaugment_share: float = Field(default=0.5, ge=0, le=1, description="of images changed")
     mixup: float = Field(default=0.0, ge=0, description="alpha; 0 is off")
     cutmix: float = Field(default=0.0, ge=0, description="alpha; 0 is off")
+    expand: float = Field(default=1.0, ge=1, description="largest grey canvas; images with boxes")
+    crop: bool = Field(default=False, description="parts with objects in them; images with boxes")
+    mosaic: float = Field(
+        default=0.0, ge=0, le=1, description="share of images made of four, boxes"
+    )
 
 
 class GrowthChoice(_Choices):

@@ -1,7 +1,6 @@
 """What a detector is taught: which of its boxes hold something, what, and how far they must move.
 
-Shapes: N images, A boxes of a detector, K classes, M boxes told. Told boxes come as rows of (left, top, right, bottom, label,
-ignored); rows that only fill the batch have label -1.
+Shapes: N images, A boxes of a detector, K classes, M boxes told, which come as `data/box_loader.py` makes them.
 """
 
 from __future__ import annotations
@@ -12,11 +11,8 @@ from torch import Tensor
 from torchvision.models.detection._utils import SSDMatcher
 from torchvision.ops import box_iou, sigmoid_focal_loss
 
+from mobilenets.data.box_loader import IGNORED, LABEL
 from mobilenets.tasks.detection.boxes import CODER, Scores
-
-BOX, LABEL, IGNORED = slice(0, 4), 4, 5
-COLUMNS = 6
-EMPTY = -1.0
 
 # A box of the detector is taught the object that it overlaps by this much, or by the most of all.
 OVERLAP = 0.5
@@ -36,7 +32,7 @@ def match(boxes_A4: Tensor, told_MD: Tensor) -> Tensor:
     """
     if not len(told_MD):
         return torch.full((len(boxes_A4),), -1, device=boxes_A4.device)
-    matched_A: Tensor = SSDMatcher(OVERLAP)(box_iou(told_MD[:, BOX], boxes_A4))
+    matched_A: Tensor = SSDMatcher(OVERLAP)(box_iou(told_MD[:, :4], boxes_A4))
     return matched_A.clamp(min=-1)
 
 
@@ -64,7 +60,7 @@ def detection_loss(
             continue
         taught_PD = told_MD[matched_A[held_P]]
         classes_NA[number, held_P] = taught_PD[:, LABEL].long() + 1
-        wanted_P4 = CODER.encode_single(taught_PD[:, BOX], boxes_A4[held_P])
+        wanted_P4 = CODER.encode_single(taught_PD[:, :4], boxes_A4[held_P])
         counts_P = taught_PD[:, IGNORED] == 0
         # What is ignored, such as a crowd, is neither an object nor background.
         taught_NA[number, held_P] = counts_P

@@ -1,0 +1,184 @@
+"""Mean average precision as COCO and as Pascal VOC count it.
+
+Shapes: N images, A boxes of a detector, M boxes found or told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from mobilenets.data.box_loader import AREA, IGNORED, LABEL
+from mobilenets.data.loaders import Batch
+from mobilenets.tasks.detection.boxes import Objects, Scores, objects_in
+from mobilenets.tasks.detection.loss import detection_loss
+
+FIGURES = ("map", "map50", "map75", "loss")
+_OVERLAP = 0.5
+
+
+class DetectionMetrics:
+    """`map` over overlaps from 0.5 to 0.95 (COCO), `map50` and `map75` at these, and the loss of training.
+
+    Args:
+        labels: class names by index.
+        boxes_A4: where the detector's boxes stand.
+        scores: what becomes of its scores.
+        focal: how its loss is counted.
+    """
+
+    def __init__(
+        self, labels: Sequence[str], boxes_A4: Tensor, scores: Scores, *, focal: bool
+    ) -> None:
+        # torchmetrics takes seconds to import, and prediction does not need it.
+        from torchmetrics import MeanMetric
+        from torchmetrics.detection import MeanAveragePrecision
+
+        self._labels = tuple(labels)
+        self._boxes_A4, self._scores, self._focal = boxes_A4, scores, focal
+        self._precision = MeanAveragePrecision(class_metrics=True, backend="pycocotools")
+        self._precision.warn_on_many_detections = False
+        self._loss = MeanMetric(nan_strategy="disable")
+        self._computed: dict[str, Any] = {}
+
+    def update(self, outputs: Tensor, batch: Batch) -> None:
+        """Count one batch of outputs (N, A, 4 + 1 + K)."""
+        outputs, told_NMD = outputs.float().cpu(), batch.targets_N.cpu()
+        assert batch.sizes_N2 is not None
+        found = objects_in(outputs, self._boxes_A4, self._scores)
+        self._precision.update(
+            [_found(one, size) for one, size in zip(found, batch.sizes_N2, strict=True)],
+            [_told(rows, size) for rows, size in zip(told_NMD, batch.sizes_N2, strict=True)],
+        )
+        losses = detection_loss(outputs, told_NMD, self._boxes_A4, self._scores, focal=self._focal)
+        self._loss.update(losses["loss"], weight=len(batch))
+
+    def compute(self) -> dict[str, float]:
+        """The four figures, over all processes; 0 where nothing is told."""
+        self._computed = dict(self._precision.compute())
+        names = {"map": "map", "map50": "map_50", "map75": "map_75"}
+        figures = {name: max(0.0, self._computed[key].item()) for name, key in names.items()}
+        return {**figures, "loss": self._loss.compute().item()}
+
+    def details(self) -> dict[str, Any]:
+        """`sizes`: COCO's mAP of small, medium and large objects; `classes`: mAP and VOC's AP of each class;
+        `voc_map50`: their mean, difficult objects left out. None where there is no such object.
+        """
+        assert self._computed, "compute comes first"
+        places = self._computed["classes"].view(-1).tolist()
+        precise = self._computed["map_per_class"].view(-1).tolist()
+        by_class = dict(zip(map(int, places), precise, strict=True))
+        voc = voc_precisions(
+            self._precision.detection_box,
+            self._precision.detection_scores,
+            self._precision.detection_labels,
+            self._precision.groundtruth_box,
+            self._precision.groundtruth_labels,
+            self._precision.groundtruth_crowds,
+            len(self._labels),
+        )
+        told = [value for value in voc if value is not None]
+        return {
+            "sizes": {
+                size: _share(self._computed[f"map_{size}"].item())
+                for size in ("small", "medium", "large")
+            },
+            "classes": {
+                label: {"map": _share(by_class.get(index, -1.0)), "voc_ap50": voc[index]}
+                for index, label in enumerate(self._labels)
+            },
+            "voc_map50": sum(told) / len(told) if told else None,
+        }
+
+
+def _share(value: float) -> float | None:
+    return None if value < 0 else value
+
+
+def _in_pixels(boxes_M4: Tensor, size_2: Tensor) -> Tensor:
+    return boxes_M4 * size_2.flip(0).repeat(2)
+
+
+def _found(objects: Objects, size_2: Tensor) -> dict[str, Tensor]:
+    boxes_M4 = _in_pixels(objects.boxes_M4, size_2)
+    return {"boxes": boxes_M4, "scores": objects.scores_M, "labels": objects.labels_M}
+
+
+def _told(rows_MD: Tensor, size_2: Tensor) -> dict[str, Tensor]:
+    rows_MD = rows_MD[rows_MD[:, LABEL] >= 0]
+    return {
+        "boxes": _in_pixels(rows_MD[:, :4], size_2),
+        "labels": rows_MD[:, LABEL].long(),
+        "iscrowd": rows_MD[:, IGNORED].long(),
+        "area": rows_MD[:, AREA],
+    }
+
+
+def voc_precisions(
+    boxes: Sequence[Tensor],
+    scores: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    told_boxes: Sequence[Tensor],
+    told_labels: Sequence[Tensor],
+    told_ignored: Sequence[Tensor],
+    classes: int,
+) -> list[float | None]:
+    """Average precision of each class as Pascal VOC counts it since 2010: the area under precision against recall.
+
+    Image by image; a box is right when it overlaps by more than half with an object of its class that no better one has
+    found. What is difficult counts neither way.
+
+    >>> box, far = torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([[50.0, 50, 60, 60]])
+    >>> zero, one = torch.tensor([0]), torch.tensor([1.0])
+    >>> voc_precisions([box], [one], [zero], [box], [zero], [zero], 2)
+    [1.0, None]
+    >>> voc_precisions([torch.cat([far, box])], [torch.tensor([0.9, 0.5])], [zero.repeat(2)], [box], [zero], [zero], 1)
+    [0.5]
+    """
+    found: list[float | None] = []
+    for number in range(classes):
+        ranked: list[tuple[float, bool]] = []
+        count = 0
+        for image in range(len(boxes)):
+            mine_M, theirs_M = labels[image] == number, told_labels[image] == number
+            ignored_M = told_ignored[image][theirs_M].bool()
+            count += int((~ignored_M).sum())
+            ranked += _judged(
+                boxes[image][mine_M], scores[image][mine_M], told_boxes[image][theirs_M], ignored_M
+            )
+        found.append(_area(ranked, count) if count else None)
+    return found
+
+
+def _judged(
+    boxes_M4: Tensor, scores_M: Tensor, told_M4: Tensor, ignored_M: Tensor
+) -> list[tuple[float, bool]]:
+    """Score and whether it is right, of each box that counts."""
+    ranked, taken = [], set()
+    overlaps = box_iou(boxes_M4, told_M4) if len(told_M4) else torch.zeros(len(boxes_M4), 1)
+    for place in scores_M.argsort(descending=True, stable=True).tolist():
+        best = int(overlaps[place].argmax())
+        hit = float(overlaps[place, best]) > _OVERLAP
+        if hit and bool(ignored_M[best]):
+            continue
+        ranked.append((float(scores_M[place]), hit and best not in taken))
+        if hit:
+            taken.add(best)
+    return ranked
+
+
+def _area(ranked: Sequence[tuple[float, bool]], count: int) -> float:
+    right: NDArray[np.bool_] = np.array(
+        [is_right for _, is_right in sorted(ranked, key=lambda row: -row[0])], dtype=bool
+    )
+    hits = right.cumsum()
+    precision = hits / np.arange(1, len(right) + 1)
+    # The best that may be had at this recall or any higher one.
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    return float(envelope[right].sum() / count)

@@ -1,0 +1,43 @@
+"""Recipes for detectors: from trained weights, and as TensorFlow trained SSD."""
+
+from __future__ import annotations
+
+from mobilenets.training.recipe import (
+    AugmentationChoice,
+    FineTuningChoice,
+    OptimizerChoice,
+    Recipe,
+    ScheduleChoice,
+)
+
+SSD_FINETUNE = Recipe(
+    name="ssd-finetune",
+    epochs=60,
+    batch_size=16,
+    optimizer=OptimizerChoice(name="adamw", lr=1e-3, weight_decay=0.02),
+    schedule=ScheduleChoice(name="cosine", warmup=0.1),
+    augmentation=AugmentationChoice(mirror=True, colour=1.0, expand=2.0, crop=True),
+    fine_tuning=FineTuningChoice(probe=False, thaw=0.0, rate_decay=0.9, norm="kept"),
+    dropout=0.0,
+    ema_decay=0.999,
+    clip_norm=5.0,
+)
+"""From trained weights (`--weights`), a classifier's or a detector's, to one's own classes: a smaller rate for earlier
+blocks, batch norm of the body as it is, SSD's crops and canvases, averaged weights."""
+
+SSD_PAPER = Recipe(
+    name="ssd-paper",
+    epochs=100,
+    batch_size=24,
+    optimizer=OptimizerChoice(
+        name="rmsprop", lr=0.004, momentum=0.9, beta2=0.9, epsilon=1.0, weight_decay=4e-5
+    ),
+    schedule=ScheduleChoice(name="exponential", warmup=0.0, factor=0.95, every=163.0),
+    augmentation=AugmentationChoice(mirror=True, crop=True),
+    dropout=0.0,
+    batch_norm_momentum=0.0003,
+)
+"""As TensorFlow trained SSD300 on MobileNet for COCO (`ssd_mobilenet_v1_coco.config`): RMSprop, batches of 24, the rate down by
+0.95 every 800,720 steps, which are 163 epochs of COCO; crops and mirroring."""
+
+RECIPES = {recipe.name: recipe for recipe in (SSD_FINETUNE, SSD_PAPER)}

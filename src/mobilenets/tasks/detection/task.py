@@ -1,0 +1,298 @@
+"""The detection task: labels, network, loss, data and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from mobilenets.architecture.detector import DetectorSpec, Spec, spec_from_dict
+from mobilenets.architecture.preprocessing import Preprocessing, channel_order
+from mobilenets.data.box_loader import BoxDistortion, make_box_loader
+from mobilenets.data.boxes import BoxSource, BoxSplit, open_boxes, usable
+from mobilenets.data.doctor import Report
+from mobilenets.data.loaders import Batch, Loader, OnBadImage
+from mobilenets.tasks.detection.boxes import Objects, Scores, Selection, boxes_of, objects_in
+from mobilenets.tasks.detection.loss import detection_loss
+from mobilenets.tasks.detection.metrics import FIGURES, DetectionMetrics
+from mobilenets.tasks.detection.prediction import BoxPrediction, Found
+from mobilenets.tasks.detection.recipes import RECIPES, SSD_FINETUNE
+from mobilenets.tasks.detection.ssd import PyramidSsd, Ssd
+from mobilenets.training.recipe import Recipe
+from mobilenets.training.task import Prediction, Task, TrainingData
+
+EVALUATION_BATCH = 16
+# What is told to people: fewer than what is measured.
+TOLD = Selection(score=0.3)
+# What images with boxes can be changed by.
+_CHANGES = ("mirror", "colour", "expand", "crop", "mosaic")
+
+
+class Detection(Task):
+    """Boxes and what is in them, from SSD on any MobileNet.
+
+    Args:
+        spec: the detector.
+        labels: class names by index, without the background.
+        preprocessing: how an image becomes the input.
+        source: the data, where the task is made for training.
+        scores: what becomes of the network's scores.
+    """
+
+    name: ClassVar[str] = "detection"
+    hub_task: ClassVar[str] = "object-detection"
+    default_model: ClassVar[str] = "ssd300/0.5"
+    class_layers: ClassVar[tuple[str, ...]] = ("score_heads.", "score_tower.")
+    monitor: ClassVar[str] = "map"
+    figures: ClassVar[tuple[str, ...]] = FIGURES
+
+    def __init__(
+        self,
+        spec: DetectorSpec,
+        labels: Sequence[str],
+        preprocessing: Preprocessing,
+        source: BoxSource | None = None,
+        scores: Scores = "sigmoid",
+    ) -> None:
+        self._spec = spec
+        self._labels = tuple(labels)
+        self._preprocessing = preprocessing
+        self._source = source
+        self._scores = scores
+        self._focal = spec.framework == "ssdfpn"
+        self._boxes_A4 = boxes_of(spec)
+
+    @classmethod
+    def recipes(cls) -> Mapping[str, Recipe]:
+        return RECIPES
+
+    @classmethod
+    def default_recipe(cls, spec: Spec, where: str, *, pretrained: bool = False) -> Recipe:
+        del spec, where, pretrained
+        return SSD_FINETUNE
+
+    @classmethod
+    def from_data(
+        cls,
+        where: str,
+        spec: Spec,
+        recipe: Recipe | None = None,
+        preprocessing: Preprocessing | None = None,
+    ) -> Self:
+        spec = _detector(spec)
+        if recipe is not None:
+            _check_recipe(recipe)
+        half = (0.5,) * spec.input_channels
+        given = preprocessing or Preprocessing(
+            spec.height, spec.across, channel_order(spec.input_channels), mean=half, std=half
+        )
+        # Nothing is cut off: what is at the edge is searched for too.
+        whole = replace(given, resize="squash", crop_fraction=1.0)
+        source = open_boxes(where)
+        return cls(spec, source.labels, whole, source)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], preprocessing: Preprocessing) -> Self:
+        spec = _detector(spec_from_dict(values["detector"]))
+        return cls(spec, values["labels"], preprocessing, scores=values["scores"])
+
+    @classmethod
+    def check_data(
+        cls,
+        where: str,
+        *,
+        network: nn.Module | None = None,
+        preprocessing: Preprocessing | None = None,
+        noisy: bool = False,
+    ) -> Report:
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "labels": list(self._labels),
+            "scores": self._scores,
+            "detector": self._spec.to_dict(),
+        }
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return self._preprocessing
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self._labels
+
+    def build_model(self, spec: Spec, recipe: Recipe | None = None) -> nn.Module:
+        del recipe
+        spec = _detector(spec)
+        kind = PyramidSsd if spec.framework == "ssdfpn" else Ssd
+        return kind(spec, len(self._labels))
+
+    def fit_head(
+        self, model: nn.Module, data: TrainingData, recipe: Recipe, device: torch.device
+    ) -> dict[str, float]:
+        del model, data, recipe, device
+        raise ValueError("recipe: fine_tuning.probe fits a classifier, and a detector has none")
+
+    def build_data(self, recipe: Recipe, *, on_bad_image: OnBadImage) -> TrainingData:
+        source = self._source
+        assert source is not None, "a task read back from a run trains on no data"
+        taught = source.splits["train"] if "train" in source.splits else _only_split(source)
+        division: dict[str, Any] = {}
+        if "val" in source.splits:
+            train, val = taught, source.splits["val"]
+        else:
+            division = {"held_out": recipe.held_out, "seed": recipe.seed}
+            train, val = _divided(taught, recipe.held_out, recipe.seed)
+        if recipe.fraction < 1:
+            train, _ = _divided(train, 1 - recipe.fraction, recipe.seed)
+        train, wrong = usable(train)
+        val, wrong_val = usable(val)
+        flaws = [*wrong, *wrong_val]
+        changes = recipe.augmentation.model_dump(include=set(_CHANGES))
+        distortion = BoxDistortion(**{**changes, "colour": bool(changes["colour"])})
+        train_loader, bad_train = make_box_loader(
+            train,
+            self._preprocessing,
+            recipe.batch_size,
+            distortion,
+            recipe.seed,
+            drop_last=recipe.drop_last,
+            what="training images",
+            on_bad_image=on_bad_image,
+        )
+        val_loader, bad_val = make_box_loader(
+            val,
+            self._preprocessing,
+            EVALUATION_BATCH,
+            what="validation images",
+            on_bad_image=on_bad_image,
+        )
+        if not len(train_loader):
+            raise ValueError(f"{source.where}: one image is too few to train on")
+        skipped = [*bad_train, *bad_val]
+        record = {
+            "where": str(Path(source.where).resolve()),
+            "fingerprint": source.fingerprint(),
+            **division,
+            "train_images": train_loader.images,
+            "skipped": skipped,
+            "on_bad_image": on_bad_image,
+        }
+        warnings = [f"left out: {problem}" for problem in skipped]
+        if flaws:
+            warnings.append(
+                f"{len(flaws)} boxes are wrong, and cut off or left out, such as {flaws[0]}: "
+                f"mobilenets doctor {source.where} --task detection tells of all"
+            )
+        return TrainingData(train_loader, val_loader, record, warnings)
+
+    def open_for_evaluation(
+        self,
+        where: str,
+        split: str | None,
+        record: Mapping[str, Any],
+        *,
+        on_bad_image: OnBadImage,
+        limit: int | None = None,
+    ) -> tuple[str, Loader, tuple[str, ...]]:
+        source = open_boxes(where)
+        own = source.fingerprint() == record.get("fingerprint")
+        if source.labels != self._labels:
+            source = source.only(self._labels)
+        name = split or next(
+            name for name in ("test", "val", "all", "train") if name in source.splits
+        )
+        if name not in source.splits:
+            raise ValueError(f"{where} has no split {name!r}: it has {', '.join(source.splits)}")
+        part = source.splits[name]
+        warnings: list[str] = []
+        if own and name in ("train", "all"):
+            if "held_out" in record and split is None:
+                _, part = _divided(part, record["held_out"], record["seed"])
+                name = "val"
+            else:
+                warnings.append("these are images the model was trained on: the figures flatter it")
+        if limit is not None and len(part) > limit:
+            part = part.take(np.linspace(0, len(part) - 1, limit).round().astype(int).tolist())
+        part, _ = usable(part)
+        loader, skipped = make_box_loader(
+            part,
+            self._preprocessing,
+            EVALUATION_BATCH,
+            what=f"{name} images",
+            on_bad_image=on_bad_image,
+        )
+        return name, loader, (*warnings, *(f"left out: {problem}" for problem in skipped))
+
+    def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> dict[str, Tensor]:
+        del recipe
+        outputs_NAD = model(batch.images_NCHW)
+        boxes_A4 = self._boxes_A4.to(outputs_NAD.device)
+        return detection_loss(
+            outputs_NAD, batch.targets_N, boxes_A4, self._scores, focal=self._focal
+        )
+
+    def metrics(self) -> DetectionMetrics:
+        return DetectionMetrics(self._labels, self._boxes_A4, self._scores, focal=self._focal)
+
+    def decode(self, outputs: NDArray[np.float32]) -> list[Prediction]:
+        found = objects_in(torch.from_numpy(outputs), self._boxes_A4, self._scores, TOLD)
+        return [self._told(objects) for objects in found]
+
+    def _told(self, objects: Objects) -> BoxPrediction:
+        rows = zip(
+            objects.boxes_M4.tolist(),
+            objects.scores_M.tolist(),
+            objects.labels_M.tolist(),
+            strict=True,
+        )
+        return BoxPrediction(
+            tuple(
+                Found(self._labels[label], label, score, (box[0], box[1], box[2], box[3]))
+                for box, score, label in rows
+            )
+        )
+
+
+def _detector(spec: Spec) -> DetectorSpec:
+    if not isinstance(spec, DetectorSpec):
+        raise ValueError(f"{spec} classifies: a detector is named as ssd300/0.5 is")
+    if spec.framework == "frcnn":
+        raise ValueError(f"{spec} can be counted and not trained yet: ssd and ssdfpn can")
+    return spec
+
+
+def _check_recipe(recipe: Recipe) -> None:
+    usual = type(recipe.augmentation)()
+    for name, value in recipe.augmentation:
+        if name not in _CHANGES and value != getattr(usual, name):
+            raise ValueError(f"recipe: augmentation.{name} does not move boxes along: leave it out")
+    if recipe.growth is not None:
+        raise ValueError(
+            "recipe: a detector's boxes are of one size of image: growth is not for it"
+        )
+    if recipe.folds is not None:
+        raise ValueError("detection trains on train and val: folds are not for it")
+
+
+def _only_split(source: BoxSource) -> BoxSplit:
+    if set(source.splits) != {"all"}:
+        raise ValueError(f"{source.where} has {', '.join(source.splits)} but no train images")
+    return source.splits["all"]
+
+
+def _divided(split: BoxSplit, share: float, seed: int) -> tuple[BoxSplit, BoxSplit]:
+    """A part to train on, and a share that is held out."""
+    order = np.random.default_rng(seed).permutation(len(split))
+    count = min(max(1, round(len(split) * share)), len(split) - 1)
+    return split.take(sorted(order[count:].tolist())), split.take(sorted(order[:count].tolist()))
+
+
+TASK = Detection
