@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mobilenets.architecture.detector import DetectorSpec
 from mobilenets.cli.output import (
     JsonFlag,
     OutputOption,
@@ -172,13 +173,19 @@ def _write(
     from mobilenets.training.model_card import write_model_card
     from mobilenets.training.run import Run
 
-    if imported.classes is None:
+    values: dict[str, Any]
+    if isinstance(imported.spec, DetectorSpec):
+        name, names = "detection", imported.labels
+        values = {"scores": "sigmoid", "detector": imported.spec.to_dict()}
+    elif imported.classes is None:
         raise ValueError(
             f"{origin['weights']} has no classifier, and a run needs one: "
             "mobilenets train DATA --weights takes it as it is"
         )
-    names = imported.labels or tuple(f"class {index}" for index in range(imported.classes))
-    task = tasks.find("classification").from_dict({"labels": list(names)}, imported.preprocessing)
+    else:
+        name, values = "classification", {}
+        names = imported.labels or tuple(f"class {index}" for index in range(imported.classes))
+    task = tasks.find(name).from_dict({"labels": list(names), **values}, imported.preprocessing)
     run = Run.of_weights(
         folder,
         task,
@@ -190,11 +197,11 @@ def _write(
     write_model_card(run, None)
     spec = run.spec
     if as_json:
-        values = {"run": str(folder), "model": str(spec), "classes": imported.classes}
+        values = {"run": str(folder), "model": str(spec), "classes": len(names)}
         print_json({**values, "spec": spec.to_dict(), "preprocessing": run.preprocessing.to_dict()})
         return
     note(
-        f"{spec}, {imported.classes:,} classes, {spec.activation}, {spec.padding} padding, "
+        f"{spec}, {len(names):,} classes, {spec.activation}, {spec.padding} padding, "
         f"{run.preprocessing.channels} input; the run is in {folder}"
     )
     if not imported.labels:

@@ -6,13 +6,14 @@ Shapes: N images, A boxes of a detector, M boxes found or told.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.ops import box_iou
+from torchvision.ops import box_convert, box_iou
 
 from mobilenets.data.box_loader import AREA, IGNORED, LABEL
 from mobilenets.data.loaders import Batch
@@ -74,11 +75,13 @@ class DetectionMetrics:
         places = self._computed["classes"].view(-1).tolist()
         precise = self._computed["map_per_class"].view(-1).tolist()
         by_class = dict(zip(map(int, places), precise, strict=True))
+        # It keeps them as COCO's files do: left, top, width, height.
+        corners = partial(box_convert, in_fmt="xywh", out_fmt="xyxy")
         voc = voc_precisions(
-            self._precision.detection_box,
+            list(map(corners, self._precision.detection_box)),
             self._precision.detection_scores,
             self._precision.detection_labels,
-            self._precision.groundtruth_box,
+            list(map(corners, self._precision.groundtruth_box)),
             self._precision.groundtruth_labels,
             self._precision.groundtruth_crowds,
             len(self._labels),

@@ -29,7 +29,7 @@ from mobilenets.training.task import Prediction, Task, TrainingData
 
 EVALUATION_BATCH = 16
 # What is told to people: fewer than what is measured.
-TOLD = Selection(score=0.3)
+TOLD = Selection(score=0.5)
 # What images with boxes can be changed by.
 _CHANGES = ("mirror", "colour", "expand", "crop", "mosaic")
 
