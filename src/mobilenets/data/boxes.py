@@ -426,7 +426,7 @@ def _yolo_images(home: Path, place: str, file: Path) -> list[Path]:
 
 
 def _yolo_objects(image: Path, classes: int) -> tuple[tuple[int, int], tuple[Object, ...]]:
-    height, width = _size_of(image)
+    height, width = size_of(image)
     parts = list(image.parts)
     # The last folder of that name holds the images, and one beside it the text files.
     if "images" in parts:
@@ -456,7 +456,7 @@ def _yolo_objects(image: Path, classes: int) -> tuple[tuple[int, int], tuple[Obj
     return (height, width), tuple(found)
 
 
-def _size_of(image: Path) -> tuple[int, int]:
+def size_of(image: Path) -> tuple[int, int]:
     """Height and width of an image file as a person sees it.
 
     Raises:

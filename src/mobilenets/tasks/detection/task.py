@@ -19,6 +19,7 @@ from mobilenets.data.boxes import BoxSource, BoxSplit, open_boxes, usable
 from mobilenets.data.doctor import Report
 from mobilenets.data.loaders import Batch, Loader, OnBadImage
 from mobilenets.tasks.detection.boxes import Objects, Scores, Selection, boxes_of, objects_in
+from mobilenets.tasks.detection.doctor import check
 from mobilenets.tasks.detection.loss import detection_loss
 from mobilenets.tasks.detection.metrics import FIGURES, DetectionMetrics
 from mobilenets.tasks.detection.prediction import BoxPrediction, Found
@@ -111,7 +112,8 @@ class Detection(Task):
         preprocessing: Preprocessing | None = None,
         noisy: bool = False,
     ) -> Report:
-        raise NotImplementedError
+        del network, preprocessing, noisy
+        return check(where)
 
     def to_dict(self) -> dict[str, Any]:
         return {
