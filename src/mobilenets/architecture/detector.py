@@ -32,7 +32,7 @@ _PYRAMID_CHANNELS = 256
 _PYRAMID_LEVELS = 5
 TOWER_LAYERS = 4
 _RPN_CHANNELS = 512
-_CROP = (14, 14)
+CROP = (14, 14)
 PROPOSALS = 300
 
 _NAME = re.compile(r"(?P<framework>[a-z]+)(?P<height>\d+)(?:x(?P<across>\d+))?/(?P<width>.+)")
@@ -341,7 +341,7 @@ def _faster_rcnn(spec: DetectorSpec, num_classes: int) -> Iterator[Layer]:
     # Two scores, nothing and something, as TensorFlow has them.
     yield _conv("rpn.scores", hidden, 2 * shapes, level.size, bias=True)
     yield _conv("rpn.boxes", hidden, 4 * shapes, level.size, bias=True)
-    size = _CROP
+    size = CROP
     for row in body[second:]:
         out_size = _halved(spec, size) if row.stride == 2 else size
         yield replace(row, in_size=size, out_size=out_size, repeats=PROPOSALS)

@@ -1,11 +1,11 @@
 """Mean average precision as COCO and as Pascal VOC count it.
 
-Shapes: N images, A boxes of a detector, M boxes found or told.
+Shapes: N images, M boxes found or told.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,8 +17,7 @@ from torchvision.ops import box_convert, box_iou
 
 from mobilenets.data.box_loader import AREA, IGNORED, LABEL
 from mobilenets.data.loaders import Batch
-from mobilenets.tasks.detection.boxes import Objects, Scores, objects_in
-from mobilenets.tasks.detection.loss import detection_loss
+from mobilenets.tasks.detection.boxes import Objects
 
 FIGURES = ("map", "map50", "map75", "loss")
 _OVERLAP = 0.5
@@ -29,36 +28,39 @@ class DetectionMetrics:
 
     Args:
         labels: class names by index.
-        boxes_A4: where the detector's boxes stand.
-        scores: what becomes of its scores.
-        focal: how its loss is counted.
+        find: what a batch of outputs says, image by image.
+        lose: the loss of a batch of outputs, against told boxes (N, M, columns).
     """
 
     def __init__(
-        self, labels: Sequence[str], boxes_A4: Tensor, scores: Scores, *, focal: bool
+        self,
+        labels: Sequence[str],
+        find: Callable[[Tensor], list[Objects]],
+        lose: Callable[[Tensor, Tensor], Tensor],
     ) -> None:
         # torchmetrics takes seconds to import, and prediction does not need it.
         from torchmetrics import MeanMetric
         from torchmetrics.detection import MeanAveragePrecision
 
         self._labels = tuple(labels)
-        self._boxes_A4, self._scores, self._focal = boxes_A4, scores, focal
+        self._find, self._lose = find, lose
         self._precision = MeanAveragePrecision(class_metrics=True, backend="pycocotools")
         self._precision.warn_on_many_detections = False
         self._loss = MeanMetric(nan_strategy="disable")
         self._computed: dict[str, Any] = {}
 
     def update(self, outputs: Tensor, batch: Batch) -> None:
-        """Count one batch of outputs (N, A, 4 + 1 + K)."""
+        """Count one batch of a detector's outputs."""
         outputs, told_NMD = outputs.float().cpu(), batch.targets_N.cpu()
         assert batch.sizes_N2 is not None
-        found = objects_in(outputs, self._boxes_A4, self._scores)
         self._precision.update(
-            [_found(one, size) for one, size in zip(found, batch.sizes_N2, strict=True)],
+            [
+                _found(one, size)
+                for one, size in zip(self._find(outputs), batch.sizes_N2, strict=True)
+            ],
             [_told(rows, size) for rows, size in zip(told_NMD, batch.sizes_N2, strict=True)],
         )
-        losses = detection_loss(outputs, told_NMD, self._boxes_A4, self._scores, focal=self._focal)
-        self._loss.update(losses["loss"], weight=len(batch))
+        self._loss.update(self._lose(outputs, told_NMD), weight=len(batch))
 
     def compute(self) -> dict[str, float]:
         """The four figures, over all processes; 0 where nothing is told."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -18,8 +18,16 @@ from mobilenets.data.box_loader import BoxDistortion, make_box_loader
 from mobilenets.data.boxes import BoxSource, BoxSplit, open_boxes, usable
 from mobilenets.data.doctor import Report
 from mobilenets.data.loaders import Batch, Loader, OnBadImage
-from mobilenets.tasks.detection.boxes import Objects, Scores, Selection, boxes_of, objects_in
+from mobilenets.tasks.detection.boxes import (
+    EVERYTHING,
+    Objects,
+    Scores,
+    Selection,
+    boxes_of,
+    objects_in,
+)
 from mobilenets.tasks.detection.doctor import check
+from mobilenets.tasks.detection.faster_rcnn import FasterRcnn, objects_of
 from mobilenets.tasks.detection.loss import detection_loss
 from mobilenets.tasks.detection.metrics import FIGURES, DetectionMetrics
 from mobilenets.tasks.detection.prediction import BoxPrediction, Found
@@ -28,6 +36,11 @@ from mobilenets.tasks.detection.ssd import PyramidSsd, Ssd
 from mobilenets.training.recipe import Recipe
 from mobilenets.training.task import Prediction, Task, TrainingData
 
+_NETWORKS: dict[str, Callable[[DetectorSpec, int], nn.Module]] = {
+    "ssd": Ssd,
+    "ssdfpn": PyramidSsd,
+    "frcnn": FasterRcnn,
+}
 EVALUATION_BATCH = 16
 # What is told to people: fewer than what is measured.
 TOLD = Selection(score=0.5)
@@ -36,7 +49,7 @@ _CHANGES = ("mirror", "colour", "expand", "crop", "mosaic")
 
 
 class Detection(Task):
-    """Boxes and what is in them, from SSD on any MobileNet.
+    """Boxes and what is in them, from SSD or Faster R-CNN on any MobileNet.
 
     Args:
         spec: the detector.
@@ -49,7 +62,11 @@ class Detection(Task):
     name: ClassVar[str] = "detection"
     hub_task: ClassVar[str] = "object-detection"
     default_model: ClassVar[str] = "ssd300/0.5"
-    class_layers: ClassVar[tuple[str, ...]] = ("score_heads.", "score_tower.")
+    class_layers: ClassVar[tuple[str, ...]] = (
+        "score_heads.",
+        "score_tower.",
+        "second.box_predictor.",
+    )
     monitor: ClassVar[str] = "map"
     figures: ClassVar[tuple[str, ...]] = FIGURES
 
@@ -66,7 +83,6 @@ class Detection(Task):
         self._preprocessing = preprocessing
         self._source = source
         self._scores = scores
-        self._focal = spec.framework == "ssdfpn"
         self._boxes_A4 = boxes_of(spec)
 
     @classmethod
@@ -133,8 +149,7 @@ class Detection(Task):
     def build_model(self, spec: Spec, recipe: Recipe | None = None) -> nn.Module:
         del recipe
         spec = _detector(spec)
-        kind = PyramidSsd if spec.framework == "ssdfpn" else Ssd
-        return kind(spec, len(self._labels))
+        return _NETWORKS[spec.framework](spec, len(self._labels))
 
     def fit_head(
         self, model: nn.Module, data: TrainingData, recipe: Recipe, device: torch.device
@@ -235,18 +250,32 @@ class Detection(Task):
 
     def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> dict[str, Tensor]:
         del recipe
-        outputs_NAD = model(batch.images_NCHW)
-        boxes_A4 = self._boxes_A4.to(outputs_NAD.device)
-        return detection_loss(
-            outputs_NAD, batch.targets_N, boxes_A4, self._scores, focal=self._focal
-        )
+        if self._spec.framework == "frcnn":
+            # It looks at what is told while it proposes.
+            losses: dict[str, Tensor] = model(batch.images_NCHW, batch.targets_N)
+            return {"loss": torch.stack(list(losses.values())).sum(), **losses}
+        return self._losses(model(batch.images_NCHW), batch.targets_N)
 
     def metrics(self) -> DetectionMetrics:
-        return DetectionMetrics(self._labels, self._boxes_A4, self._scores, focal=self._focal)
+        return DetectionMetrics(self._labels, self._find, self._lose)
 
     def decode(self, outputs: NDArray[np.float32]) -> list[Prediction]:
-        found = objects_in(torch.from_numpy(outputs), self._boxes_A4, self._scores, TOLD)
-        return [self._told(objects) for objects in found]
+        return [self._told(objects) for objects in self._find(torch.from_numpy(outputs), TOLD)]
+
+    def _find(self, outputs_N: Tensor, selection: Selection = EVERYTHING) -> list[Objects]:
+        if self._spec.framework == "frcnn":
+            return objects_of(outputs_N, selection.score)
+        return objects_in(outputs_N, self._boxes_A4, self._scores, selection)
+
+    def _losses(self, outputs_NAD: Tensor, told_NMD: Tensor) -> dict[str, Tensor]:
+        boxes_A4, focal = self._boxes_A4.to(outputs_NAD.device), self._spec.framework == "ssdfpn"
+        return detection_loss(outputs_NAD, told_NMD, boxes_A4, self._scores, focal=focal)
+
+    def _lose(self, outputs_N: Tensor, told_NMD: Tensor) -> Tensor:
+        if self._spec.framework == "frcnn":
+            # Its two stages give a loss only while they are taught.
+            return outputs_N.new_zeros(())
+        return self._losses(outputs_N, told_NMD)["loss"]
 
     def _told(self, objects: Objects) -> BoxPrediction:
         rows = zip(
@@ -266,8 +295,6 @@ class Detection(Task):
 def _detector(spec: Spec) -> DetectorSpec:
     if not isinstance(spec, DetectorSpec):
         raise ValueError(f"{spec} classifies: a detector is named as ssd300/0.5 is")
-    if spec.framework == "frcnn":
-        raise ValueError(f"{spec} can be counted and not trained yet: ssd and ssdfpn can")
     return spec
 
 
