@@ -1,0 +1,431 @@
+"""Detection from data to figures: training, evaluation, imported weights, and mistakes in one sentence."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from torchvision.ops import box_iou
+
+from mobilenets import Run
+from mobilenets.architecture.detector import parse_spec
+from mobilenets.architecture.preprocessing import Preprocessing
+from mobilenets.cli.main import run as cli
+from mobilenets.data.box_loader import AREA, EMPTY, LABEL, BoxDistortion, BoxLoader
+from mobilenets.data.boxes import Object, open_boxes, write_boxes
+from mobilenets.tasks.detection.boxes import Selection, objects_in
+from mobilenets.tasks.detection.doctor import check
+from mobilenets.tasks.detection.metrics import DetectionMetrics
+from mobilenets.tasks.detection.task import Detection
+from mobilenets.training.curves import read_curves
+
+SIDE = 96
+COLOURS = {"disc": "orange", "square": "navy"}
+
+
+def draw(path, things):
+    """A grey picture with discs and squares: (label, left, top, side)."""
+    random = np.random.default_rng(len(path.name))
+    noise = random.integers(90, 130, (SIDE, SIDE, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise)
+    pen = ImageDraw.Draw(picture)
+    for label, left, top, side in things:
+        shape = (left, top, left + side - 1, top + side - 1)
+        (pen.ellipse if label == "disc" else pen.rectangle)(shape, fill=COLOURS[label])
+    picture.save(path)
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory):
+    """Twelve pictures of discs and squares, the last of which has none, in COCO's layout; `val` is as `train`."""
+    folder = tmp_path_factory.mktemp("shapes")
+    random = np.random.default_rng(0)
+    for split in ("train", "val"):
+        (folder / split).mkdir()
+    (folder / "annotations").mkdir()
+    images, annotations = [], []
+    for number in range(12):
+        things = []
+        for quarter in random.permutation(4)[: 0 if number == 11 else 2]:
+            side = int(random.integers(20, 36))
+            left, top = (
+                48 * part + int(random.integers(0, 48 - side)) for part in divmod(int(quarter), 2)
+            )
+            things.append((("disc", "square")[int(random.integers(2))], left, top, side))
+        name = f"{number:02}.png"
+        for split in ("train", "val"):
+            draw(folder / split / name, things)
+        images.append({"id": number, "file_name": name, "width": SIDE, "height": SIDE})
+        for label, left, top, side in things:
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": {"disc": 3, "square": 9}[label],
+                    "bbox": [left, top, side, side],
+                    "area": side * side,
+                    "iscrowd": 0,
+                }
+            )
+    categories = [{"id": 3, "name": "disc"}, {"id": 9, "name": "square"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    for split in ("train", "val"):
+        (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    return folder
+
+
+def loader_of(shapes, distortion=None, size=(64, 80), **more):
+    part = open_boxes(shapes).splits["train"]
+    preprocessing = Preprocessing(*size, resize="squash", crop_fraction=1.0)
+    return part, BoxLoader(part, preprocessing, 4, distortion, workers=0, **more)
+
+
+def test_boxes_keep_their_place_at_any_size(shapes):
+    part, loader = loader_of(shapes)
+    batches = list(loader.batches())
+    assert [len(batch) for batch in batches] == [4, 4, 4]
+    assert batches[0].images_NCHW.shape == (4, 3, 64, 80)
+    assert batches[0].sizes_N2.tolist() == [[SIDE, SIDE]] * 4
+    for batch, start in zip(batches, (0, 4, 8), strict=True):
+        for place, rows_MD in enumerate(batch.targets_N):
+            told = rows_MD[rows_MD[:, LABEL] >= 0]
+            expected = part.objects[start + place]
+            assert len(told) == len(expected)
+            for row, thing in zip(told, expected, strict=True):
+                assert row[:4] == pytest.approx([side / SIDE for side in thing.box])
+                assert (row[LABEL], row[AREA]) == (thing.label, thing.area)
+            assert (rows_MD[len(told) :, LABEL] == EMPTY).all()
+
+
+def colour_inside(image_CHW, box_4):
+    """What is in the middle of a box: "disc", "square" or neither."""
+    height, width = image_CHW.shape[1:]
+    x, y = (float((box_4[0] + box_4[2]) / 2) * width, float((box_4[1] + box_4[3]) / 2) * height)
+    red, _, blue = image_CHW[:, min(int(y), height - 1), min(int(x), width - 1)].tolist()
+    return "disc" if red > 0.5 else "square" if blue < 0.1 and red < -0.5 else None
+
+
+@pytest.mark.parametrize(
+    "distortion",
+    [
+        BoxDistortion(),
+        BoxDistortion(mirror=False, expand=3.0),
+        BoxDistortion(mirror=False, crop=True),
+        BoxDistortion(mirror=False, mosaic=1.0),
+        BoxDistortion(expand=2.0, crop=True, mosaic=0.5),
+    ],
+)
+def test_boxes_move_with_what_is_in_them(shapes, distortion):
+    _, loader = loader_of(shapes, distortion, size=(96, 96))
+    seen = right = 0
+    for epoch in range(4):
+        for batch in loader.batches(epoch):
+            for image_CHW, rows_MD in zip(batch.images_NCHW, batch.targets_N, strict=True):
+                for row in rows_MD[rows_MD[:, LABEL] >= 0]:
+                    assert 0 <= row[0] < row[2] <= 1
+                    assert 0 <= row[1] < row[3] <= 1
+                    seen += 1
+                    right += (
+                        colour_inside(image_CHW, row[:4]) == ("disc", "square")[int(row[LABEL])]
+                    )
+    assert seen > 40
+    # A crop may leave less than half of a disc, and so not its middle.
+    assert right >= 0.9 * seen
+
+
+def test_batches_are_the_same_again_and_from_the_middle(shapes):
+    _, loader = loader_of(shapes, BoxDistortion(expand=2.0, crop=True, mosaic=0.5), seed=3)
+    whole = list(loader.batches(1))
+    again = list(loader.batches(1, start=1))
+    for first, second in zip(whole[1:], again, strict=True):
+        assert first.images_NCHW.equal(second.images_NCHW)
+        assert first.targets_N.equal(second.targets_N)
+    other = next(iter(loader.batches(2)))
+    assert not other.images_NCHW.equal(whole[0].images_NCHW)
+    still = list(loader.still().batches(1))
+    assert sum(len(batch) for batch in still) == 12
+
+
+def test_a_batch_of_images_without_boxes(shapes):
+    part = open_boxes(shapes).splits["train"].take([11, 11])
+    preprocessing = Preprocessing(64, 64, resize="squash", crop_fraction=1.0)
+    (batch,) = BoxLoader(part, preprocessing, 4, BoxDistortion(crop=True), workers=0).batches()
+    assert batch.targets_N.shape == (2, 0, 7)
+    task = Detection.from_data(str(shapes), parse_spec("ssd64/0.25"))
+    losses = task.loss(
+        task.build_model(parse_spec("ssd64/0.25")), batch, task.recipes()["ssd-finetune"]
+    )
+    assert torch.isfinite(losses["loss"]).item()
+
+
+def perfect(batch, count=0):
+    """Objects that are what is told."""
+    found = []
+    for rows_MD in batch.targets_N:
+        rows_MD = rows_MD[rows_MD[:, LABEL] >= 0]
+        boxes = rows_MD[:, :4].clone()
+        boxes[:count] += 0.5
+        found.append((boxes, torch.linspace(0.9, 0.8, len(boxes)), rows_MD[:, LABEL].long()))
+    return found
+
+
+def test_figures_are_those_of_coco_and_voc(shapes):
+    from mobilenets.tasks.detection.boxes import Objects
+
+    _, loader = loader_of(shapes)
+    metrics = DetectionMetrics(
+        ["disc", "square"], lambda outputs: answers, lambda outputs, told: outputs.new_tensor(2.0)
+    )
+    for batch in loader.batches():
+        answers = [Objects(*one) for one in perfect(batch)]
+        metrics.update(torch.zeros(len(batch)), batch)
+    assert metrics.compute() == pytest.approx({"map": 1, "map50": 1, "map75": 1, "loss": 2})
+    details = metrics.details()
+    assert details["voc_map50"] == pytest.approx(1)
+    # 20 to 35 pixels a side: small is below 32, and none is large.
+    assert details["sizes"]["small"] == pytest.approx(1)
+    assert details["sizes"]["large"] is None
+
+
+@pytest.fixture(scope="session")
+def shapes_run(shapes, tmp_path_factory):
+    """SSD at width 0.25 after it has seen twelve pictures until it knows them."""
+    folder = tmp_path_factory.mktemp("runs") / "shapes"
+    command = ["train", str(shapes), "--task", "detection", "--model", "ssd96/0.25"]
+    changes = ["augmentation.crop=false", "augmentation.expand=1", "augmentation.colour=0"]
+    changes += ["batch_size=6", "optimizer.lr=0.01", "ema_decay=0.9"]
+    for change in changes:
+        command += ["--set", change]
+    assert cli([*command, "--epochs", "80", "--device", "cpu", "--output", str(folder)]) == 0
+    return folder
+
+
+def test_a_handful_of_pictures_is_learnt_by_heart(shapes, shapes_run, capsys):
+    rows = read_curves(shapes_run)
+    assert max(row["val/map50"] for row in rows) > 0.95
+    capsys.readouterr()
+    assert cli(["evaluate", str(shapes_run), str(shapes), "--split", "val", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["map50"] > 0.95
+    assert found["voc_map50"] > 0.95
+    assert set(found["classes"]) == {"disc", "square"}
+
+
+def test_a_run_tells_what_is_where(shapes, shapes_run, capsys):
+    run = Run.load(shapes_run)
+    part = open_boxes(shapes).splits["val"]
+    prediction = run.predict(part.images.paths[0])
+    told = {part.objects[0][n].label: part.objects[0][n].box for n in range(2)}
+    for found in prediction.objects:
+        truth = torch.tensor([told[found.index]]) / SIDE
+        assert float(box_iou(torch.tensor([found.box]), truth)) > 0.5
+    drawn = prediction.draw(Image.open(part.images.paths[0]))
+    assert drawn.size == (SIDE, SIDE)
+    assert np.asarray(drawn).tolist() != np.asarray(Image.open(part.images.paths[0])).tolist()
+    capsys.readouterr()
+    assert cli(["predict", str(shapes_run), str(part.images.paths[0]), "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert len(row["predictions"]) == len(prediction.objects)
+    assert cli(["predict", str(shapes_run), str(part.images.paths[11])]) == 0
+    assert "nothing found" in capsys.readouterr().out
+
+
+def test_a_classifier_s_weights_are_a_detector_s_body(shapes, digits_run, tmp_path, capsys):
+    start = [
+        "train",
+        str(shapes),
+        "--task",
+        "detection",
+        "--weights",
+        str(digits_run),
+        "--epochs",
+        "1",
+    ]
+    out = ["--output", str(tmp_path / "run"), "--device", "cpu"]
+    # Its strides are for tiny pictures.
+    assert cli([*start, *out]) == 2
+    assert "a detector stands on a plain body" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["frcnn96/0.25", "ssdfpn96/0.25"])
+def test_the_other_detectors_learn_too(shapes, tmp_path, model):
+    command = ["train", str(shapes), "--task", "detection", "--model", model, "--epochs", "60"]
+    for change in (
+        "augmentation.crop=false",
+        "augmentation.expand=1",
+        "batch_size=4",
+        "optimizer.lr=0.003",
+        "ema_decay=0.9",
+    ):
+        command += ["--set", change]
+    assert cli([*command, "--device", "cpu", "--output", str(tmp_path / "run")]) == 0
+    assert max(row["val/map50"] for row in read_curves(tmp_path / "run")) > 0.95
+
+
+def test_going_on_repeats_what_would_have_been(shapes, tmp_path):
+    common = ["--device", "cpu"]
+    start = [
+        "train",
+        str(shapes),
+        "--task",
+        "detection",
+        "--model",
+        "ssd64/0.25",
+        "--set",
+        "batch_size=4",
+    ]
+    assert cli([*start, *common, "--epochs", "2", "--output", str(tmp_path / "whole")]) == 0
+    assert (
+        cli(
+            [
+                *start,
+                *common,
+                "--epochs",
+                "1",
+                "--output",
+                str(tmp_path / "half"),
+                "--set",
+                "schedule.name=constant",
+            ]
+        )
+        == 0
+    )
+    assert cli(["train", "--resume", str(tmp_path / "half"), "--epochs", "2", *common]) == 0
+    assert [row["epoch"] for row in read_curves(tmp_path / "half")] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--model", "0.5-160"], "0.5-160 classifies: a detector is named as ssd300/0.5 is"),
+        (["--set", "augmentation.mixup=0.2"], "augmentation.mixup does not move boxes along"),
+        (["--set", "growth.start=0.5"], "growth is not for it"),
+        (["--set", "fine_tuning.probe=true", "--weights", "SHAPES"], "a detector has none"),
+        (["--folds", "3"], "folds are not for it"),
+    ],
+)
+def test_mistakes_are_one_sentence(shapes, shapes_run, tmp_path, capsys, arguments, says):
+    arguments = [str(shapes_run) if word == "SHAPES" else word for word in arguments]
+    command = ["train", str(shapes), "--task", "detection", "--epochs", "1", "--device", "cpu"]
+    assert cli([*command, *arguments, "--output", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert says in said
+    assert said.count("\n") <= 2
+
+
+def test_a_classifier_is_not_trained_as_a_detector(tmp_path, capsys):
+    out = ["--output", str(tmp_path / "run")]
+    assert cli(["train", "digits", "--model", "ssd300/0.5", *out]) == 2
+    assert "ssd300/0.5 detects" in capsys.readouterr().err
+
+
+def test_wrong_boxes_are_told_and_train_no_nan(shapes, tmp_path, capsys):
+    source = open_boxes(shapes)
+    part = source.splits["train"]
+    wrong = [
+        Object(box=(10, 10, 10, 40), label=0, told="a"),
+        Object(box=(40, 40, 20, 20), label=0, told="b"),
+        Object(box=(-30, -30, 30, 30), label=1, told="c"),
+        Object(box=(200, 200, 220, 220), label=1, told="d"),
+    ]
+    spoilt = replace(part, objects=tuple((*things, *wrong) for things in part.objects))
+    write_boxes(replace(source, splits={"train": spoilt, "val": spoilt}), tmp_path / "data", "coco")
+    command = ["train", str(tmp_path / "data"), "--task", "detection", "--model", "ssd64/0.25"]
+    assert (
+        cli([*command, "--epochs", "1", "--device", "cpu", "--output", str(tmp_path / "run")]) == 0
+    )
+    assert "96 boxes are wrong" in capsys.readouterr().err
+    assert all(np.isfinite(list(row.values())).all() for row in read_curves(tmp_path / "run"))
+    report = check(str(tmp_path / "data"))
+    kinds = {kind: count for (_, kind), count in report.counts().items()}
+    assert kinds["degenerate-box"] == 3 * 24
+    assert kinds["box-outside"] == 24
+    first = next(finding for finding in report.findings if finding.kind == "degenerate-box")
+    assert "instances_train.json annotation" in first.detail
+    assert cli(["doctor", str(tmp_path / "data"), "--task", "detection"]) == 1
+
+
+def test_the_doctor_finds_nothing_in_sound_data(shapes):
+    # Val is a copy of train, which is a fault of its own.
+    report = check(str(shapes))
+    assert {finding.kind for finding in report.findings} <= {"copy-across-splits", "without-boxes"}
+
+
+def test_the_doctor_knows_names_that_a_slip_tells_apart(shapes, tmp_path):
+    content = json.loads((shapes / "annotations" / "instances_train.json").read_text())
+    content["categories"].append({"id": 11, "name": "squares"})
+    many = [dict(row, id=100 + n) for n, row in enumerate(content["annotations"] * 5)]
+    one = dict(many[0], id=1, category_id=11)
+    content["annotations"] = [one, *({**row, "category_id": 9} for row in many)]
+    file = tmp_path / "instances.json"
+    file.write_text(json.dumps(content))
+    for image in (shapes / "train").iterdir():
+        (tmp_path / image.name).write_bytes(image.read_bytes())
+    report = check(str(file))
+    (found,) = (finding for finding in report.findings if finding.kind == "similar-class-names")
+    assert (found.name, found.other) == ("squares", "square")
+
+
+@pytest.fixture(scope="session")
+def coco_run(shared, tmp_path_factory):
+    """TensorFlow's own weights of SSD on COCO."""
+    folder = tmp_path_factory.mktemp("runs") / "coco"
+    file = shared / "weights" / "ssd_mobilenet_v1_1_metadata_1.tflite"
+    assert cli(["weights", "import", str(file), "--output", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def coco(shared, tmp_path_factory):
+    import tarfile
+
+    folder = tmp_path_factory.mktemp("coco")
+    with tarfile.open(shared / "data" / "coco128.tar") as archive:
+        archive.extractall(folder, filter="data")
+    return folder / "coco128"
+
+
+def test_imported_weights_are_named_and_shaped(coco_run, capsys):
+    run = Run.load(coco_run)
+    assert str(run.spec) == "ssd300/0.75"
+    assert len(run.labels) == 80
+    assert (run.labels[0], run.labels[-1]) == ("person", "toothbrush")
+    assert "???" not in run.labels
+    assert (run.spec.activation, run.spec.padding) == ("relu6", "tensorflow")
+    assert run.preprocessing.resize == "squash"
+
+
+def test_imported_weights_find_what_the_original_finds(coco_run, coco, shared):
+    interpreter_module = pytest.importorskip("ai_edge_litert.interpreter")
+    run = Run.load(coco_run)
+    file = shared / "weights" / "ssd_mobilenet_v1_1_metadata_1.tflite"
+    original = interpreter_module.Interpreter(model_path=str(file))
+    original.allocate_tensors()
+    place = original.get_input_details()[0]["index"]
+    ends = [tensor["index"] for tensor in original.get_output_details()]
+    with torch.inference_mode():
+        found = told = 0
+        for path in sorted((coco / "val2017").glob("*.jpg"))[:24]:
+            pixels = np.asarray(
+                Image.open(path).convert("RGB").resize((300, 300), Image.Resampling.BILINEAR)
+            )
+            original.set_tensor(place, pixels[None])
+            original.invoke()
+            boxes, _, scores, _ = (original.get_tensor(end)[0] for end in ends)
+            outputs = run.outputs(run.prepare(pixels))
+            (mine,) = objects_in(outputs, run.task._boxes_A4, selection=Selection(score=0.2))
+            theirs = torch.from_numpy(boxes[scores > 0.3])[:, [1, 0, 3, 2]].clamp(0, 1)
+            told += len(theirs)
+            if len(theirs) and len(mine):
+                found += int((box_iou(theirs, mine.boxes_M4).max(1).values > 0.8).sum())
+    assert told > 100
+    assert found >= 0.9 * told
+
+
+@pytest.mark.slow
+def test_imported_weights_are_as_precise_as_published(coco_run, coco, capsys):
+    assert cli(["evaluate", str(coco_run), str(coco), "--split", "val", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["map50"] >= 0.34
