@@ -25,6 +25,7 @@ from mobilenets.cli.output import (
 if TYPE_CHECKING:
     from mobilenets.data.images import BadImageError
     from mobilenets.data.video import Frame
+    from mobilenets.training.task import Prediction
 
 
 def predict(
@@ -40,6 +41,9 @@ def predict(
         float, typer.Option(help="Seconds between frames of videos and cameras; 0 takes all.")
     ] = 1.0,
     as_csv: Annotated[bool, typer.Option("--csv", help="Write CSV, one line a guess.")] = False,
+    draw: Annotated[
+        Path | None, typer.Option(help="A folder for copies of the images with the answer on them.")
+    ] = None,
     runtime: Annotated[
         str, typer.Option(help="auto (the fastest), torch, or one that the run was exported for.")
     ] = "auto",
@@ -73,6 +77,9 @@ def predict(
     batch = 1 if count is None else max(1, min(count, BATCH))
     engine = find_engine(opened, runtime, batch=batch)
     rows: list[dict[str, Any]] = []
+    lines: list[dict[str, Any]] = []
+    if draw is not None:
+        draw.mkdir(parents=True, exist_ok=True)
     stages = Stages()
     with (
         progress("predicting", count) as advance,
@@ -89,6 +96,11 @@ def predict(
             if isinstance(image, Frame):
                 row |= {"image": image.place, "seconds": round(image.seconds, 3)}
             rows.append({**row, **prediction.to_dict()})
+            if as_csv:
+                guesses = enumerate(prediction.rows(), start=1)
+                lines += [{**row, "rank": rank, **guess} for rank, guess in guesses]
+            if draw is not None:
+                _draw(image, prediction, draw / f"{len(rows):06}-{_plain(image)}.jpg")
             if not as_json and not as_csv:
                 typer.echo(f"{image}: {prediction}")
             if stop():
@@ -100,11 +112,6 @@ def predict(
     if as_json:
         print_json(rows)
     if as_csv:
-        lines = [
-            {**{key: row[key] for key in ("image", "seconds") if key in row}, "rank": rank, **guess}
-            for row in rows
-            for rank, guess in enumerate(row["predictions"], start=1)
-        ]
         fields = dict.fromkeys(key for line in lines for key in line)
         writer = csv.DictWriter(sys.stdout, fieldnames=list(fields), lineterminator="\n")
         writer.writeheader()
@@ -138,6 +145,25 @@ def _find(
         place.frames() if isinstance(place, Video) else [place] for place in found
     )
     return images, None if live else count
+
+
+def _draw(image: Path | Frame, prediction: Prediction, path: Path) -> None:
+    from PIL import Image
+
+    from mobilenets.data.images import read_image
+
+    if isinstance(image, Path):
+        picture = Image.fromarray(read_image(image).permute(1, 2, 0).numpy())
+    else:
+        picture = Image.fromarray(image.pixels_HWC)
+    prediction.draw(picture).save(path, quality=90)
+
+
+def _plain(image: Path | Frame) -> str:
+    """A file name that tells which image it is of."""
+    if isinstance(image, Path):
+        return image.stem
+    return f"{Path(image.place).stem}-{image.seconds:.2f}s".replace(":", "-")
 
 
 def _never() -> bool:

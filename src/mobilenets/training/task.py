@@ -30,6 +30,10 @@ class Prediction(ABC):
         """Plain values for JSON."""
 
     @abstractmethod
+    def rows(self) -> list[dict[str, Any]]:
+        """The same as flat rows for CSV, best first."""
+
+    @abstractmethod
     def draw(self, image: Image.Image) -> Image.Image:
         """A copy of the image with the prediction on it."""
 

@@ -47,6 +47,14 @@ class BoxPrediction(Prediction):
             ]
         }
 
+    def rows(self) -> list[dict[str, Any]]:
+        """Label, index, score, left, top, right and bottom of each thing."""
+        rows = []
+        for row in self.to_dict()["predictions"]:
+            sides = zip(("left", "top", "right", "bottom"), row.pop("box"), strict=True)
+            rows.append({**row, **dict(sides)})
+        return rows
+
     def draw(self, image: Image.Image) -> Image.Image:
         """A copy of the image with a box, a name and a score for each thing."""
         drawn = image.convert("RGB")
