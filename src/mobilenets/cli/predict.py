@@ -92,13 +92,13 @@ def predict(
             if isinstance(prediction, BadImageError):
                 leave_out(prediction)
                 continue
-            row: dict[str, Any] = {"image": str(image), "runtime": engine.runtime}
+            place: dict[str, Any] = {"image": str(image)}
             if isinstance(image, Frame):
-                row |= {"image": image.place, "seconds": round(image.seconds, 3)}
-            rows.append({**row, **prediction.to_dict()})
+                place = {"image": image.place, "seconds": round(image.seconds, 3)}
+            rows.append({**place, "runtime": engine.runtime, **prediction.to_dict()})
             if as_csv:
                 guesses = enumerate(prediction.rows(), start=1)
-                lines += [{**row, "rank": rank, **guess} for rank, guess in guesses]
+                lines += [{**place, "rank": rank, **guess} for rank, guess in guesses]
             if draw is not None:
                 _draw(image, prediction, draw / f"{len(rows):06}-{_plain(image)}.jpg")
             if not as_json and not as_csv:
