@@ -12,7 +12,7 @@ run that was broken off goes on, as long as its folder under --runs is there.
 Studies: `long`, one run of width 1.0 in at most 100 minutes, exported to ONNX and evaluated there too;
 `short`, three seeds in 25 minutes each; `race`, the article's own recipe for an hour against `cifar`, on
 the same cores; `ablation`, runs of 5 minutes that differ in one trick; `gpu`, width 1.0 and s8, once in 7
-minutes and twice, side by side on one GPU, in 10 and a half.
+minutes and twice in 10 and a half (both were started at once, each with --only).
 """
 
 from __future__ import annotations
@@ -94,12 +94,12 @@ STUDIES: dict[str, dict[str, Training]] = {
     },
     "gpu": {
         "gpu": Training(GPU, device="cuda"),
-        "longer, mixed": Training(
+        "longer mixed": Training(
             LONG_ON_GPU,
             changed="augmentation.cutmix=1 augmentation.mixup=0.2 label_smoothing=0.05",
             device="cuda",
         ),
-        "longer, cutout": Training(
+        "longer cutout": Training(
             LONG_ON_GPU,
             changed="augmentation.cutout=0.5 optimizer.weight_decay=0.001",
             device="cuda",
@@ -180,7 +180,7 @@ def main() -> None:
         if options.only is not None and name not in options.only:
             continue
         for seed in training.seeds if options.seeds is None else options.seeds:
-            file = folder / f"{name.replace(',', '').replace(' ', '-')}-seed{seed}.json"
+            file = folder / f"{name.replace(' ', '-')}-seed{seed}.json"
             if file.is_file():
                 continue
             result = run_of(training, seed, options.data, options.runs / options.study / file.stem)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import glob
 import math
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
     from mobilenets.data.video import Frame
     from mobilenets.training.task import Prediction
 
+FRAMES = 8
+
 
 def predict(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
@@ -34,7 +39,7 @@ def predict(
         list[str],
         typer.Argument(
             metavar="IMAGES...",
-            help="Files, folders and glob patterns; videos, and camera or camera:1 (with OpenCV).",
+            help="Photos, folders of photos, videos and glob patterns; or camera, camera:1 (with OpenCV).",
         ),
     ],
     every: Annotated[
@@ -61,8 +66,7 @@ def predict(
     from mobilenets.data.images import BadImageError
     from mobilenets.data.progress import progress
     from mobilenets.data.video import Frame
-    from mobilenets.deploy.predictor import BATCH, find_engine, predict_images
-    from mobilenets.training.interrupt import interrupts
+    from mobilenets.deploy.predictor import find_engine, predict_images
     from mobilenets.training.run import Run
     from mobilenets.training.stages import Stages
 
@@ -72,79 +76,54 @@ def predict(
         note(f"warning: left out: {error}")
 
     opened = Run.load(run)
-    asked, count = _find(images, every, leave_out)
-    # What a camera sees is answered at once, and asked for until Ctrl-C.
-    batch = 1 if count is None else max(1, min(count, BATCH))
-    engine = find_engine(opened, runtime, batch=batch)
+    over = Event()
+    asked = _find(images, every, over, leave_out)
+    engine = find_engine(opened, runtime, batch=asked.batch)
     rows: list[dict[str, Any]] = []
-    lines: list[dict[str, Any]] = []
+    stages = Stages()
+    said = 0
     if draw is not None:
         draw.mkdir(parents=True, exist_ok=True)
-    stages = Stages()
+    # A camera is watched until Ctrl-C, and what it saw is written then.
     with (
-        progress("predicting", count) as advance,
-        interrupts() if count is None else nullcontext(_never) as stop,
+        progress("predicting", asked.count) as advance,
+        suppress(KeyboardInterrupt) if asked.live else nullcontext(),
     ):
         for image, prediction in predict_images(
-            opened, asked, engine, batch_size=batch, stages=stages
+            opened, asked.images, engine, batch_size=asked.batch, stages=stages, over=over
         ):
             advance(1)
             if isinstance(prediction, BadImageError):
                 leave_out(prediction)
                 continue
+            assert not isinstance(image, BadImageError)
+            said += 1
+            if draw is not None:
+                _draw(image, prediction, draw / f"{said:06}-{_plain(image)}.jpg")
+            if not as_json and not as_csv:
+                typer.echo(f"{image}: {prediction}")
+                continue
             place: dict[str, Any] = {"image": str(image)}
             if isinstance(image, Frame):
                 place = {"image": image.place, "seconds": round(image.seconds, 3)}
-            rows.append({**place, "runtime": engine.runtime, **prediction.to_dict()})
             if as_csv:
                 guesses = enumerate(prediction.rows(), start=1)
-                lines += [{**place, "rank": rank, **guess} for rank, guess in guesses]
-            if draw is not None:
-                _draw(image, prediction, draw / f"{len(rows):06}-{_plain(image)}.jpg")
-            if not as_json and not as_csv:
-                typer.echo(f"{image}: {prediction}")
-            if stop():
-                break
-    if not rows:
+                rows += [{**place, "rank": rank, **guess} for rank, guess in guesses]
+            else:
+                rows.append({**place, "runtime": engine.runtime, **prediction.to_dict()})
+    if not said:
         fail("no image could be read")
     if not as_json and not as_csv:
         note(f"through {engine.runtime}, {stages.images_per_second():,.0f} images/s ({stages})")
     if as_json:
         print_json(rows)
     if as_csv:
-        fields = dict.fromkeys(key for line in lines for key in line)
-        writer = csv.DictWriter(sys.stdout, fieldnames=list(fields), lineterminator="\n")
+        fields = dict.fromkeys(key for row in rows for key in row)
+        # Photos have no time, and may come before what has.
+        ordered = sorted(fields, key=("image", "seconds", *fields).index)
+        writer = csv.DictWriter(sys.stdout, fieldnames=ordered, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(lines)
-
-
-def _find(
-    places: list[str], every: float, leave_out: Callable[[BadImageError], None]
-) -> tuple[Iterator[Path | Frame], int | None]:
-    """Images and frames that places name, and how many; None if one of them is a camera."""
-    from mobilenets.data.images import BadImageError, find_images
-    from mobilenets.data.video import Video
-
-    found: list[Path | Video] = []
-    count, live = 0, False
-    for place in places:
-        if not Video.names(place):
-            paths = find_images([place])
-            found += paths
-            count += len(paths)
-            continue
-        video = Video(place, every)
-        try:
-            count += video.count()
-        except BadImageError as error:
-            leave_out(error)
-            continue
-        found.append(video)
-        live = live or video.camera is not None
-    images: Iterator[Path | Frame] = chain.from_iterable(
-        place.frames() if isinstance(place, Video) else [place] for place in found
-    )
-    return images, None if live else count
+        writer.writerows(rows)
 
 
 def _draw(image: Path | Frame, prediction: Prediction, path: Path) -> None:
@@ -166,5 +145,72 @@ def _plain(image: Path | Frame) -> str:
     return f"{Path(image.place).stem}-{image.seconds:.2f}s".replace(":", "-")
 
 
-def _never() -> bool:
-    return False
+@dataclass(frozen=True)
+class _Asked:
+    """Images and frames that were asked for.
+
+    Args:
+        count: about how many, where that is known.
+        batch: how many go through the network together.
+        live: whether they are a camera's.
+    """
+
+    images: Iterable[Path | Frame | BadImageError]
+    count: int | None
+    batch: int
+    live: bool = False
+
+
+def _find(
+    places: list[str], every: float, over: Event, leave_out: Callable[[BadImageError], None]
+) -> _Asked:
+    from mobilenets.data.images import BadImageError, find_images
+    from mobilenets.data.video import Video
+    from mobilenets.deploy.predictor import BATCH
+
+    def frames(video: Video) -> Iterator[Frame | BadImageError]:
+        try:
+            yield from video.frames(over.is_set)
+        except BadImageError as error:
+            yield error
+
+    found: list[Path | Video] = []
+    count: int | None = 0
+    batch = BATCH
+    for place in chain.from_iterable(map(_videos_of, places)):
+        if not Video.names(place):
+            paths = find_images([place])
+            found += paths
+            count = None if count is None else count + len(paths)
+            continue
+        video = Video(place, every)
+        if video.camera is not None and len(places) > 1:
+            raise ValueError(f"{place} is watched until Ctrl-C: ask for it alone")
+        try:
+            length = video.count()
+        except BadImageError as error:
+            leave_out(error)
+            continue
+        if video.camera is not None:
+            return _Asked(frames(video), None, batch=1, live=True)
+        # Frames of a large video take much memory, and a file few.
+        batch = FRAMES
+        found.append(video)
+        count = None if count is None or length is None else count + length
+    images = chain.from_iterable(
+        frames(place) if isinstance(place, Video) else [place] for place in found
+    )
+    return _Asked(images, count, batch if count is None else max(1, min(count, batch)))
+
+
+def _videos_of(place: str) -> list[str]:
+    """A place, and before it the videos that it names where it is a pattern."""
+    from mobilenets.data.images import IMAGE_SUFFIXES
+    from mobilenets.data.video import Video
+
+    if Path(place).exists() or not glob.has_magic(place):
+        return [place]
+    matches = sorted(glob.glob(place, recursive=True))
+    videos = [match for match in matches if Video.names(match)]
+    photos = any(Path(match).suffix.lower() in IMAGE_SUFFIXES for match in matches)
+    return videos if videos and not photos else [*videos, place]

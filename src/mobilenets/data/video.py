@@ -6,7 +6,8 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from cv2 import VideoCapture
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v"})
-_CAMERA = re.compile(r"camera(?::(\d+))?")
+_CAMERA = re.compile(r"camera(?::(\d{1,2}))?")
+# In seconds; and how much of what a file says of its length there is at least.
+_TICK, _WHOLE = 1e-3, 0.9
 
 
 @dataclass(frozen=True)
@@ -74,49 +77,67 @@ class Video:
         named = None if Path(self.place).is_file() else _CAMERA.fullmatch(self.place)
         return int(named[1] or 0) if named else None
 
-    def count(self) -> int:
-        """About how many frames there will be, by what the file says of itself; of a camera 1.
+    def count(self) -> int | None:
+        """About how many frames there will be, if the file says how long it is; a camera does not.
 
         Raises:
             BadImageError: it is missing, can't be read, or holds no frame.
             ImportError: OpenCV is not installed; it says how to install it.
         """
-        capture = self._open()
-        import cv2
+        with self._opened() as capture:
+            if not capture.grab():
+                raise BadImageError(f"{self.place}: no frame of it can be read")
+            seconds, rate = _length(capture)
+        if seconds is None:
+            return None
+        return max(1, math.ceil(seconds / self.every if self.every else seconds * rate))
 
-        if not capture.grab():
-            raise BadImageError(f"{self.place}: no frame of it can be read")
-        frames, rate = (capture.get(key) for key in (cv2.CAP_PROP_FRAME_COUNT, cv2.CAP_PROP_FPS))
-        capture.release()
-        if self.camera is not None or not (frames > 0 and rate > 0):
-            return 1
-        return math.ceil(frames / max(1.0, self.every * rate))
-
-    def frames(self) -> Iterator[Frame]:
+    def frames(self, over: Callable[[], bool] = lambda: False) -> Iterator[Frame]:
         """Its frames, upright, one at a time.
 
+        Args:
+            over: asked between frames; when it says so, no more are looked for.
+
         Raises:
-            BadImageError: it is missing, or can't be read.
+            BadImageError: it is missing, can't be read, or ends before its end.
             ImportError: OpenCV is not installed; it says how to install it.
         """
-        capture = self._open()
         import cv2
 
-        due, started = 0.0, time.monotonic()
-        try:
-            while capture.grab():
+        with self._opened() as capture:
+            due = seconds = 0.0
+            started = time.monotonic()
+            while not over():
+                if not capture.grab():
+                    break
                 if self.camera is None:
                     seconds = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
                 else:
                     seconds = time.monotonic() - started
                 # Times are rounded to a tick of the file's clock.
-                if seconds < due - 1e-3:
+                if self.every and seconds < due - _TICK:
                     continue
                 whole, pixels_HWC = capture.retrieve()
                 if not whole:
                     break
                 yield Frame(self.place, seconds, cv2.cvtColor(pixels_HWC, cv2.COLOR_BGR2RGB))
-                due = max(due, seconds) + self.every
+                while self.every and due < seconds + _TICK:
+                    due += self.every
+            else:
+                return
+            if self.camera is not None:
+                raise BadImageError(f"{self.place}: it gives no more pictures")
+            length, _ = _length(capture)
+            if length is not None and seconds < _WHOLE * length - 1:
+                raise BadImageError(
+                    f"{self.place}: damaged after {seconds:.1f} of its {length:.1f} seconds"
+                )
+
+    @contextmanager
+    def _opened(self) -> Iterator[VideoCapture]:
+        capture = self._open()
+        try:
+            yield capture
         finally:
             capture.release()
 
@@ -143,4 +164,14 @@ class Video:
         capture = cv2.VideoCapture(str(Path(self.place).absolute()), cv2.CAP_FFMPEG)
         if not capture.isOpened():
             raise BadImageError(f"{self.place}: not a video that OpenCV can read")
+        # OpenCV 4.11 has it switched off.
+        capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
         return capture
+
+
+def _length(capture: VideoCapture) -> tuple[float | None, float]:
+    """Seconds, if the file says so, and frames a second."""
+    import cv2
+
+    frames, rate = (capture.get(key) for key in (cv2.CAP_PROP_FRAME_COUNT, cv2.CAP_PROP_FPS))
+    return (frames / rate if frames > 0 and rate > 0 else None), rate

@@ -78,8 +78,9 @@ def room_for_biases(network: nn.Module, images_NCHW: Tensor) -> nn.Module:
         weights_CW = layer.weight.view(len(layer.weight), -1)
         least_C = layer.bias.abs() * LARGEST / (MOST_STEPS * scale)
         largest_C, where_C = weights_CW.abs().max(1)
-        for channel in (largest_C < least_C).nonzero().flatten().tolist():
-            weights_CW[channel, where_C[channel]] = least_C[channel]
+        small = (largest_C < least_C).nonzero().flatten()
+        places = small, where_C[small]
+        weights_CW[places] = least_C[small].copysign(weights_CW[places])
     return roomy
 
 

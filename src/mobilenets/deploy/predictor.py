@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import torch
@@ -93,26 +94,27 @@ def _fastest(engines: Sequence[Engine], run: Run, batch: int) -> Engine:
 
 def predict_images(
     run: Run,
-    images: Iterable[Path | Frame],
+    images: Iterable[Path | Frame | BadImageError],
     engine: Engine,
     *,
     batch_size: int = BATCH,
     stages: Stages | None = None,
-) -> Iterator[tuple[Path | Frame, Prediction | BadImageError]]:
-    """What a run says of each image, in order, or what is wrong with its file.
+    over: Event | None = None,
+) -> Iterator[tuple[Path | Frame | BadImageError, Prediction | BadImageError]]:
+    """What a run says of each image, in order, or what is wrong with it.
 
     Args:
-        images: files, or frames, which are taken from it in a thread of their own.
+        images: files, frames, and what is known to be wrong; they are asked for in a thread of their own.
         batch_size: images that go through the network together; more is faster, and an answer waits for all of them.
         stages: notes how long this thread waited for `images`, for the `network`, and for all else.
-
-    Raises:
-        BadImageError: a video of which no frame can be read.
+        over: set when no more answers are wanted, so that who gives the images can stop looking for the next.
     """
-    stages = stages or Stages()
+    stages, over = stages or Stages(), over or Event()
     waiting = iter(images)
 
-    def prepare(image: Path | Frame) -> Tensor | BadImageError:
+    def prepare(image: Path | Frame | BadImageError) -> Tensor | BadImageError:
+        if isinstance(image, BadImageError):
+            return image
         try:
             return run.prepare(image.pixels_HWC if isinstance(image, Frame) else image)
         except BadImageError as error:
@@ -120,22 +122,27 @@ def predict_images(
 
     with _readers(1) as ahead, _readers(os.cpu_count()) as pool:
 
-        def take() -> list[tuple[Path | Frame, Tensor | BadImageError]]:
+        def take() -> list[tuple[Path | Frame | BadImageError, Tensor | BadImageError]]:
             group = list(islice(waiting, batch_size))
             return list(zip(group, pool.map(prepare, group), strict=True))
 
-        following = ahead.submit(take)
-        while group := following.result():
-            stages.lap("images")
+        try:
             following = ahead.submit(take)
-            readable = [tensor for _, tensor in group if isinstance(tensor, Tensor)]
-            outputs = engine.outputs(torch.cat(readable)) if readable else None
-            stages.lap("network")
-            predictions = iter([] if outputs is None else run.task.decode(outputs))
-            for image, tensor in group:
-                yield image, tensor if isinstance(tensor, BadImageError) else next(predictions)
-            stages.count(len(readable))
-            stages.lap("labels")
+            while group := following.result():
+                stages.lap("images")
+                following = ahead.submit(take)
+                readable = [tensor for _, tensor in group if isinstance(tensor, Tensor)]
+                outputs = engine.outputs(torch.cat(readable)) if readable else None
+                stages.lap("network")
+                predictions = iter([] if outputs is None else run.task.decode(outputs))
+                for image, tensor in group:
+                    yield image, tensor if isinstance(tensor, BadImageError) else next(predictions)
+                stages.count(len(readable))
+                stages.lap("labels")
+        finally:
+            over.set()
+            # What is still being taken needs the other threads.
+            following.exception()
 
 
 @contextmanager
