@@ -1,5 +1,7 @@
 """Detection: boxes, what a detector is taught, and the real COCO weights of TensorFlow's."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from mobilenets.architecture.network import MobileNet
 from mobilenets.cost import cost
 from mobilenets.data.box_loader import EMPTY
 from mobilenets.tasks.detection.boxes import CODER, Selection, boxes_of, objects_in
+from mobilenets.tasks.detection.faster_rcnn import FasterRcnn
 from mobilenets.tasks.detection.loss import detection_loss, match
 from mobilenets.tasks.detection.ssd import PyramidSsd, Ssd
 
@@ -26,7 +29,9 @@ def network(name, num_classes=3):
 
 def told(*rows, fill=0):
     """Boxes told of one image, and rows that only fill."""
-    return torch.tensor([[*rows, *[[0.0] * 4 + [EMPTY, 0.0]] * fill]]).view(1, -1, 6)
+    empty = [[0.0] * 4 + [EMPTY, 0.0, 0.0]] * fill
+    full = [[*row, 0.0][:7] for row in rows]
+    return torch.tensor([[*full, *empty]]).view(1, -1, 7)
 
 
 @pytest.mark.parametrize(
@@ -136,29 +141,78 @@ def test_images_without_objects_teach_background(name):
     assert all(torch.isfinite(weight.grad).all() for weight in made.parameters())
 
 
-def test_what_is_ignored_is_neither_object_nor_background():
+def test_what_lies_in_a_crowd_is_neither_object_nor_background():
     grid_A4 = boxes_of(DetectorSpec.parse("ssd97/0.25"))
     outputs_NAD = torch.zeros(1, len(grid_A4), 4 + 1 + 3, requires_grad=True)
-    crowd = told([0.0, 0.0, 1.0, 1.0, 1, 1])
+    crowd = told([0.0, 0.0, 0.5, 1.0, 1, 1], [0.1, 0.1, 0.4, 0.4, 0, 0])
     losses = detection_loss(outputs_NAD, crowd, grid_A4, "sigmoid", focal=True)
     losses["loss"].backward()
-    held_A = match(grid_A4, crowd[0]) >= 0
+    held_A = match(grid_A4, crowd[0, 1:]) >= 0
+    left_A = (grid_A4[:, 2] <= 0.5) & ~held_A
+    right_A = grid_A4[:, 0] >= 0.5
     assert held_A.any()
-    assert outputs_NAD.grad[0, held_A].eq(0).all()
-    assert outputs_NAD.grad[0, ~held_A, 4:].ne(0).all()
+    assert left_A.any()
+    assert outputs_NAD.grad[0, left_A].eq(0).all()
+    assert outputs_NAD.grad[0, right_A, 4:].ne(0).all()
+    # An object in a crowd is still one.
+    assert outputs_NAD.grad[0, held_A, 4:].ne(0).all()
 
 
-def test_three_boxes_that_are_most_wrong_count_for_each_object():
-    grid_A4 = torch.tensor([[0.1 * n, 0.0, 0.1 * n + 0.1, 0.1] for n in range(10)])
-    wanted = told([0.0, 0.0, 0.1, 0.1, 0, 0])
-    outputs_NAD = torch.zeros(1, 10, 4 + 1 + 1, requires_grad=True)
-    with torch.no_grad():
-        # How sure each box is to hold something.
-        outputs_NAD[0, :, 5] = torch.arange(10.0)
+@pytest.mark.parametrize(("objects", "expected"), [(1, 3), (2, 6), (0, 8)])
+def test_three_boxes_that_are_most_wrong_count_for_each_object(objects, expected):
+    """Of twelve in a row; the further to the right, the surer a box is to hold something."""
+    grid_A4 = torch.tensor([[n / 12, 0.0, (n + 1) / 12, 0.1] for n in range(12)])
+    wanted = told(*([n / 12, 0.0, (n + 1) / 12, 0.1, 0, 0] for n in range(objects)), fill=1)
+    outputs_NAD = torch.zeros(1, 12, 4 + 1 + 1)
+    outputs_NAD[0, :, 5] = torch.arange(12.0)
+    outputs_NAD.requires_grad_()
     losses = detection_loss(outputs_NAD, wanted, grid_A4, "softmax", focal=False)
     (gradient,) = torch.autograd.grad(losses["loss"], outputs_NAD)
-    # Eight at least, of the nine that are free.
-    assert gradient[0, :, 5].ne(0).tolist() == [True, False, *[True] * 8]
+    counted = gradient[0, :, 5].ne(0).tolist()
+    free = 12 - objects
+    assert counted == [True] * objects + [n >= free - expected for n in range(free)]
+
+
+def test_no_image_at_all_gives_no_box():
+    """What one of several processes may have of a small batch."""
+    for made in (network("ssd97/0.25"), network("ssdfpn97/0.25")):
+        made.eval()
+        assert made(torch.zeros(0, 3, 97, 97)).shape == (0, len(boxes_of(made.spec)), 4 + 1 + 3)
+
+
+def test_faster_rcnn_is_taught_and_copied():
+    torch.manual_seed(0)
+    spec = DetectorSpec.parse("frcnn97/0.25")
+    made = FasterRcnn(spec, 3).train()
+    assert sum(weight.numel() for weight in made.parameters()) == cost(spec, 3).parameters
+    images_NCHW = torch.rand(2, 3, 97, 97, generator=torch.Generator().manual_seed(0))
+    wanted = torch.cat([told([0.1, 0.1, 0.6, 0.7, 2, 0]), told(fill=1)])
+    losses = made(images_NCHW, wanted)
+    assert set(losses) == {
+        "loss_classifier",
+        "loss_box_reg",
+        "loss_objectness",
+        "loss_rpn_box_reg",
+    }
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(weight.grad).all() for weight in made.parameters())
+    # The second stage of a copy looks through the copy's own blocks.
+    other = copy.deepcopy(made).eval()
+    made.eval()
+    before = other(images_NCHW)
+    with torch.no_grad():
+        for weight in made.parameters():
+            weight.zero_()
+    assert other(images_NCHW).equal(before)
+    assert before[..., 4].max() > 0
+
+
+def test_the_grid_of_faster_rcnn_reaches_to_the_edge():
+    spec = DetectorSpec.parse("frcnn300/0.25")
+    grid_A4 = boxes_of(spec)
+    assert len(grid_A4) == 19 * 19 * 12
+    middles_A2 = (grid_A4[:, :2] + grid_A4[:, 2:]) / 2
+    assert middles_A2[-1] == pytest.approx([18.5 / 19] * 2)
 
 
 def test_two_classes_may_stand_at_one_place():

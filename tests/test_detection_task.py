@@ -15,11 +15,14 @@ from mobilenets.architecture.preprocessing import Preprocessing
 from mobilenets.cli.main import run as cli
 from mobilenets.data.box_loader import AREA, EMPTY, LABEL, BoxDistortion, BoxLoader
 from mobilenets.data.boxes import Object, open_boxes, write_boxes
-from mobilenets.tasks.detection.boxes import Selection, objects_in
+from mobilenets.data.loaders import Batch
+from mobilenets.tasks.detection.boxes import Objects, Selection, boxes_of, objects_in
 from mobilenets.tasks.detection.doctor import check
 from mobilenets.tasks.detection.metrics import DetectionMetrics
 from mobilenets.tasks.detection.task import Detection
 from mobilenets.training.curves import read_curves
+from mobilenets.weights.load import load_weights
+from mobilenets.weights.tflite_file import read_tflite_detector
 
 SIDE = 96
 COLOURS = {"disc": "orange", "square": "navy"}
@@ -160,33 +163,67 @@ def test_a_batch_of_images_without_boxes(shapes):
     assert torch.isfinite(losses["loss"]).item()
 
 
-def perfect(batch, count=0):
-    """Objects that are what is told."""
-    found = []
-    for rows_MD in batch.targets_N:
-        rows_MD = rows_MD[rows_MD[:, LABEL] >= 0]
-        boxes = rows_MD[:, :4].clone()
-        boxes[:count] += 0.5
-        found.append((boxes, torch.linspace(0.9, 0.8, len(boxes)), rows_MD[:, LABEL].long()))
-    return found
-
-
-def test_figures_are_those_of_coco_and_voc(shapes):
-    from mobilenets.tasks.detection.boxes import Objects
-
-    _, loader = loader_of(shapes)
+def metrics_of(found, told, size, lose=2.0):
+    """Figures and details of one image."""
     metrics = DetectionMetrics(
-        ["disc", "square"], lambda outputs: answers, lambda outputs, told: outputs.new_tensor(2.0)
+        ["disc", "square"], lambda outputs: [found], lambda outputs, rows: torch.tensor(lose)
     )
-    for batch in loader.batches():
-        answers = [Objects(*one) for one in perfect(batch)]
-        metrics.update(torch.zeros(len(batch)), batch)
-    assert metrics.compute() == pytest.approx({"map": 1, "map50": 1, "map75": 1, "loss": 2})
-    details = metrics.details()
+    rows = torch.tensor(told).view(1, -1, 7)
+    batch = Batch(torch.zeros(1, 3, 8, 8), rows, 1, torch.tensor([size]))
+    metrics.update(torch.zeros(1), batch)
+    return metrics.compute(), metrics.details()
+
+
+def objects(*rows):
+    """Left, top, right, bottom as shares; score; label."""
+    values = torch.tensor(rows).view(-1, 6)
+    return Objects(values[:, :4], values[:, 4], values[:, 5].long())
+
+
+# An image of 100 x 400: a disc of 40 x 50 pixels, and a square of 200 x 100.
+DISC, SQUARE = (0.1, 0.2, 0.2, 0.7), (0.5, 0.0, 1.0, 1.0)
+TOLD = [[*DISC, 0, 0, 2000.0], [*SQUARE, 1, 0, 20000.0]]
+
+
+def test_figures_are_those_of_coco_and_voc():
+    whole = objects([*DISC, 0.9, 0], [*SQUARE, 0.8, 1])
+    figures, details = metrics_of(whole, TOLD, [100, 400])
+    assert figures == pytest.approx({"map": 1, "map50": 1, "map75": 1, "loss": 2})
+    assert details["sizes"] == {
+        "small": None,
+        "medium": pytest.approx(1),
+        "large": pytest.approx(1),
+    }
     assert details["voc_map50"] == pytest.approx(1)
-    # 20 to 35 pixels a side: small is below 32, and none is large.
-    assert details["sizes"]["small"] == pytest.approx(1)
-    assert details["sizes"]["large"] is None
+    # A disc that is 7 of 10 parts right: right at overlaps of 0.5 to 0.7, which are five of ten.
+    part = objects([0.1, 0.2, 0.17, 0.7, 0.9, 0], [*SQUARE, 0.8, 1])
+    figures, details = metrics_of(part, TOLD, [100, 400])
+    assert figures["map"] == pytest.approx((0.5 + 1) / 2)
+    assert figures["map50"] == pytest.approx(1)
+    assert figures["map75"] == pytest.approx(0.5)
+    assert details["classes"]["disc"] == {"map": pytest.approx(0.5), "voc_ap50": pytest.approx(1)}
+    # Names that are mixed up.
+    figures, details = metrics_of(objects([*DISC, 0.9, 1], [*SQUARE, 0.8, 0]), TOLD, [100, 400])
+    assert figures["map50"] == 0
+    assert details["voc_map50"] == 0
+
+
+def test_crowds_and_difficult_objects_count_neither_way():
+    crowd = [[*DISC, 0, 0, 2000.0], [0.3, 0.0, 0.9, 1.0, 0, 1, 24000.0]]
+    inside = objects([*DISC, 0.5, 0], [0.4, 0.1, 0.5, 0.6, 0.9, 0])
+    figures, _ = metrics_of(inside, crowd, [100, 400])
+    assert figures["map50"] == pytest.approx(1)
+    whole = objects([*DISC, 0.5, 0], [0.3, 0.0, 0.9, 1.0, 0.9, 0])
+    _, details = metrics_of(whole, crowd, [100, 400])
+    assert details["classes"]["disc"]["voc_ap50"] == pytest.approx(1)
+    # The same box told twice is right once.
+    twice = objects([*DISC, 0.9, 0], [*DISC, 0.8, 0], [*SQUARE, 0.7, 1])
+    _, details = metrics_of(twice, TOLD, [100, 400])
+    assert details["voc_map50"] == pytest.approx(1)
+    worse = objects([0.6, 0.2, 0.7, 0.7, 0.9, 0], [*DISC, 0.8, 0])
+    _, details = metrics_of(worse, TOLD, [100, 400])
+    assert details["classes"]["disc"]["voc_ap50"] == pytest.approx(0.5)
+    assert details["classes"]["square"]["voc_ap50"] == 0
 
 
 @pytest.fixture(scope="session")
@@ -267,34 +304,47 @@ def test_the_other_detectors_learn_too(shapes, tmp_path, model):
 
 def test_going_on_repeats_what_would_have_been(shapes, tmp_path):
     common = ["--device", "cpu"]
-    start = [
-        "train",
-        str(shapes),
-        "--task",
-        "detection",
-        "--model",
-        "ssd64/0.25",
-        "--set",
-        "batch_size=4",
-    ]
-    assert cli([*start, *common, "--epochs", "2", "--output", str(tmp_path / "whole")]) == 0
-    assert (
-        cli(
-            [
-                *start,
-                *common,
-                "--epochs",
-                "1",
-                "--output",
-                str(tmp_path / "half"),
-                "--set",
-                "schedule.name=constant",
-            ]
-        )
-        == 0
-    )
+    start = ["train", str(shapes), "--task", "detection", "--model", "ssd64/0.25"]
+    for change in ("batch_size=4", "schedule.name=constant", "schedule.warmup=0"):
+        start += ["--set", change]
+    weights = []
+    for name, epochs in (("whole", "2"), ("half", "1")):
+        assert cli([*start, *common, "--epochs", epochs, "--output", str(tmp_path / name)]) == 0
     assert cli(["train", "--resume", str(tmp_path / "half"), "--epochs", "2", *common]) == 0
-    assert [row["epoch"] for row in read_curves(tmp_path / "half")] == [1, 2]
+    weights = [
+        (tmp_path / name / "last" / "model.safetensors").read_bytes() for name in ("whole", "half")
+    ]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("weights", ["classifier", "detector"])
+def test_weights_start_a_detector_of_other_classes(shapes, shared, coco_run, tmp_path, weights):
+    width = {"classifier": "0.25", "detector": "0.75"}[weights]
+    start = {
+        "classifier": shared / "weights" / "mobilenet_v1_0.25_128_quant.tflite",
+        "detector": coco_run,
+    }[weights]
+    command = ["train", str(shapes), "--task", "detection", "--weights", str(start)]
+    command += ["--model", f"ssd96/{width}", "--epochs", "1", "--set", "optimizer.lr=1e-9"]
+    assert cli([*command, "--device", "cpu", "--output", str(tmp_path / "run")]) == 0
+    run = Run.load(tmp_path / "run")
+    assert str(run.spec) == f"ssd96/{width}"
+    assert run.spec.activation == "relu6"
+    before, after = load_weights(start).state, run.model.state_dict()
+    same = {
+        name for name, value in before.items() if name in after and after[name].shape == value.shape
+    }
+    close = {
+        name
+        for name in same
+        if torch.allclose(after[name].float(), before[name].float(), atol=1e-6)
+    }
+    convolutions = {name for name in same if name.endswith("conv.weight")}
+    assert convolutions <= close
+    assert len([name for name in convolutions if name.startswith("body.")]) == 27
+    assert len([name for name in close if name.startswith("box_heads.")]) == 12 * (
+        weights == "detector"
+    )
 
 
 @pytest.mark.parametrize(
@@ -402,25 +452,32 @@ def test_imported_weights_find_what_the_original_finds(coco_run, coco, shared):
     interpreter_module = pytest.importorskip("ai_edge_litert.interpreter")
     run = Run.load(coco_run)
     file = shared / "weights" / "ssd_mobilenet_v1_1_metadata_1.tflite"
+    names = read_tflite_detector(file).labels
     original = interpreter_module.Interpreter(model_path=str(file))
     original.allocate_tensors()
     place = original.get_input_details()[0]["index"]
     ends = [tensor["index"] for tensor in original.get_output_details()]
-    with torch.inference_mode():
-        found = told = 0
-        for path in sorted((coco / "val2017").glob("*.jpg"))[:24]:
-            pixels = np.asarray(
-                Image.open(path).convert("RGB").resize((300, 300), Image.Resampling.BILINEAR)
+    grid_A4 = boxes_of(run.spec)
+    found = told = 0
+    for path in sorted((coco / "val2017").glob("*.jpg"))[:24]:
+        picture = Image.open(path).convert("RGB")
+        pixels = np.asarray(picture.resize((300, 300), Image.Resampling.BILINEAR))
+        original.set_tensor(place, pixels[None])
+        original.invoke()
+        boxes, classes, scores, _ = (original.get_tensor(end)[0] for end in ends)
+        (mine,) = objects_in(
+            run.outputs(run.prepare(pixels)), grid_A4, selection=Selection(score=0.2)
+        )
+        for (top, left, bottom, right), index, score in zip(boxes, classes, scores, strict=True):
+            if score <= 0.3:
+                continue
+            told += 1
+            theirs = torch.tensor([[left, top, right, bottom]]).clamp(0, 1)
+            named = torch.tensor(
+                [run.labels[label] == names[int(index) + 1] for label in mine.labels_M],
+                dtype=torch.bool,
             )
-            original.set_tensor(place, pixels[None])
-            original.invoke()
-            boxes, _, scores, _ = (original.get_tensor(end)[0] for end in ends)
-            outputs = run.outputs(run.prepare(pixels))
-            (mine,) = objects_in(outputs, run.task._boxes_A4, selection=Selection(score=0.2))
-            theirs = torch.from_numpy(boxes[scores > 0.3])[:, [1, 0, 3, 2]].clamp(0, 1)
-            told += len(theirs)
-            if len(theirs) and len(mine):
-                found += int((box_iou(theirs, mine.boxes_M4).max(1).values > 0.8).sum())
+            found += bool((box_iou(theirs, mine.boxes_M4[named]) > 0.8).any())
     assert told > 100
     assert found >= 0.9 * told
 

@@ -6,7 +6,7 @@ Shapes: N images, C channels, H height, W width, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -108,15 +108,23 @@ class MobileNet(nn.Module):
                 f"not at {', '.join(map(str, sorted(wanted - set(self.taps)))) or 'none'}"
             )
         stride_of = {self.taps[stride].block: stride for stride in wanted}
-        maps: dict[int, Tensor] = {}
-        x_NCHW = images_NCHW
-        for name, block in self.body.items():
-            x_NCHW = block(x_NCHW)
-            if name in stride_of:
-                maps[stride_of[name]] = x_NCHW
-                if len(maps) == len(wanted):
-                    break
-        return maps
+        maps = forward_blocks(self.body, images_NCHW, stride_of)
+        return {stride_of[name]: x_NCHW for name, x_NCHW in maps.items()}
+
+
+def forward_blocks(
+    body: nn.ModuleDict, images_NCHW: Tensor, names: Collection[str]
+) -> dict[str, Tensor]:
+    """What those blocks of a body put out; it runs no further than the last of them."""
+    maps: dict[str, Tensor] = {}
+    x_NCHW = images_NCHW
+    for name, block in body.items():
+        x_NCHW = block(x_NCHW)
+        if name in names:
+            maps[name] = x_NCHW
+            if len(maps) == len(names):
+                break
+    return maps
 
 
 def _name(row: Block) -> str:

@@ -173,19 +173,17 @@ def _write(
     from mobilenets.training.model_card import write_model_card
     from mobilenets.training.run import Run
 
-    values: dict[str, Any]
+    name, names = "classification", imported.labels
     if isinstance(imported.spec, DetectorSpec):
-        name, names = "detection", imported.labels
-        values = {"scores": "sigmoid", "detector": imported.spec.to_dict()}
+        name = "detection"
     elif imported.classes is None:
         raise ValueError(
             f"{origin['weights']} has no classifier, and a run needs one: "
             "mobilenets train DATA --weights takes it as it is"
         )
-    else:
-        name, values = "classification", {}
-        names = imported.labels or tuple(f"class {index}" for index in range(imported.classes))
-    task = tasks.find(name).from_dict({"labels": list(names), **values}, imported.preprocessing)
+    elif not names:
+        names = tuple(f"class {index}" for index in range(imported.classes))
+    task = tasks.find(name).of_weights(imported.spec, names, imported.preprocessing)
     run = Run.of_weights(
         folder,
         task,

@@ -22,7 +22,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from mobilenets.architecture.preprocessing import Preprocessing
-from mobilenets.data.boxes import BoxSplit
+from mobilenets.data.boxes import BoxSplit, same_shape
 from mobilenets.data.images import BadImageError
 from mobilenets.data.loaders import (
     WHOLE,
@@ -188,8 +188,13 @@ class _Photos(Dataset[_Example | str]):
     def _read(self, index: int) -> tuple[Tensor, tv_tensors.BoundingBoxes, Tensor]:
         image_CHW = self._split.images.read(index, self._preprocessing.channel_count)
         height, width = image_CHW.shape[-2:]
-        told_height, told_width = self._split.sizes[index]
+        told_height, told_width = told = self._split.sizes[index]
         things = self._split.objects[index]
+        if things and not same_shape(told, (height, width)):
+            raise BadImageError(
+                f"{self._split.images.name(index)}: its boxes are told of {told_width} x {told_height} "
+                f"pixels, and the file has {width} x {height}"
+            )
         # A file may have been scaled since its boxes were drawn.
         scale = torch.tensor([width / told_width, height / told_height]).repeat(2)
         corners_M4 = torch.tensor([thing.box for thing in things]).view(-1, 4) * scale

@@ -10,10 +10,12 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import xml.sax
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 from xml.sax.handler import ContentHandler
@@ -30,6 +32,8 @@ from mobilenets.data.sources import FileImages
 Format = Literal["coco", "voc", "yolo"]
 # In pixels. A box that reaches out by less was rounded.
 SMALLEST_BOX, NEAR = 0.1, 1.5
+# A file whose shape differs from what is told by more is another image, or lies on its side.
+SHAPE = 0.02
 # Of EXIF's orientations, those from here on lie on their side.
 _QUARTER_TURNED = 5
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -125,16 +129,17 @@ class BoxSource:
     def only(self, labels: Sequence[str]) -> BoxSource:
         """The same images with objects of some classes alone, in the order that is given.
 
+        A class that it does not have gets no objects, and the number that follows the largest one.
+
         Raises:
-            ValueError: there is no such class.
+            ValueError: it has none of them.
         """
-        unknown = [label for label in labels if label not in self.labels]
-        if unknown:
+        own = {label: place for place, label in enumerate(self.labels)}
+        if not own.keys() & set(labels):
             raise ValueError(
-                f"{self.where} has no class {unknown[0]!r}: it has {', '.join(self.labels[:8])}"
-                + ("…" if len(self.labels) > 8 else "")
+                f"{self.where} has none of the classes {', '.join(labels[:5])}: it has {', '.join(self.labels[:5])}"
             )
-        index = {self.labels.index(label): place for place, label in enumerate(labels)}
+        index = {own[label]: place for place, label in enumerate(labels) if label in own}
         splits = {
             name: replace(
                 split,
@@ -145,7 +150,8 @@ class BoxSource:
             )
             for name, split in self.splits.items()
         }
-        ids = tuple(self.ids[self.labels.index(label)] for label in labels)
+        following = count(max(self.ids) + 1)
+        ids = tuple(self.ids[own[label]] if label in own else next(following) for label in labels)
         return replace(self, labels=tuple(labels), ids=ids, splits=splits)
 
 
@@ -180,12 +186,18 @@ def open_boxes(where: str | Path) -> BoxSource:
 
 def _coco_files(folder: Path) -> dict[str, Path]:
     """JSON files by split: COCO's own layout, a folder a split, or files beside the images."""
+    files = [
+        *folder.glob("annotations/*.json"),
+        *folder.glob("*.json"),
+        *folder.glob("*/*.coco.json"),
+    ]
+    # COCO keeps captions and key points beside them.
+    instances = [file for file in files if file.stem.startswith("instances_")]
     found: dict[str, Path] = {}
-    for file in sorted(
-        [*folder.glob("annotations/*.json"), *folder.glob("*.json"), *folder.glob("*/*.coco.json")]
-    ):
-        words = f"{file.parent.name if '.coco' in file.name else ''} {file.stem}".lower()
-        name = next((split for word, split in _SPLITS.items() if word in words), "all")
+    for file in sorted(instances or files):
+        place = file.parent.name if ".coco" in file.name else ""
+        words = re.split(r"[^a-z]+", f"{place} {file.stem}".lower())
+        name = next((_SPLITS[word] for word in words if word in _SPLITS), "all")
         if name in found:
             raise ValueError(
                 f"{folder}: {found[name].name} and {file.name} are both of the {name} split"
@@ -196,7 +208,7 @@ def _coco_files(folder: Path) -> dict[str, Path]:
 
 def _open_coco(folder: Path, files: Mapping[str, Path], where: str) -> BoxSource:
     contents = {name: read_json(file) for name, file in files.items()}
-    first = next(iter(contents))
+    first = "train" if "train" in contents else next(iter(contents))
     categories = _coco_part(
         contents["train" if "train" in contents else first], "categories", files[first]
     )
@@ -304,18 +316,10 @@ def _open_voc(folder: Path, where: str) -> BoxSource:
         for path in sorted(folder.glob("ImageSets/Main/*.txt"))
         if path.stem in _SPLITS
     }
-    names = {split: path.read_text().split() for split, path in lists.items()}
+    names = {split: _listed(path) for split, path in lists.items()}
     if not names:
         names = {"all": [path.stem for path in sorted((folder / "Annotations").glob("*.xml"))]}
-    read: dict[str, list[tuple[Path, tuple[int, int], list[tuple[str, Object]]]]] = {
-        # A line may say whether a class is in the image: the name comes first.
-        split: [
-            _voc_image(folder, name)
-            for name in dict.fromkeys(files)
-            if name not in ("1", "-1", "0")
-        ]
-        for split, files in names.items()
-    }
+    read = {split: [_voc_image(folder, name) for name in files] for split, files in names.items()}
     labels = tuple(
         sorted({label for rows in read.values() for _, _, objects in rows for label, _ in objects})
     )
@@ -338,13 +342,20 @@ def _open_voc(folder: Path, where: str) -> BoxSource:
     return BoxSource(where=where, format="voc", labels=labels, ids=ids, splits=splits)
 
 
+def _listed(path: Path) -> list[str]:
+    """Names of images, one a line; lists of one class say behind each whether the class is in it."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    names = (re.sub(r"\s+(-1|0|1)$", "", line.rstrip()).strip() for line in lines)
+    return list(dict.fromkeys(name for name in names if name))
+
+
 def _voc_image(folder: Path, name: str) -> tuple[Path, tuple[int, int], list[tuple[str, Object]]]:
     file = folder / "Annotations" / f"{name}.xml"
     handler = _Annotation()
     try:
         # By default it reads no entity of another file, and stops where entities grow out of bounds.
         xml.sax.parseString(file.read_bytes(), handler)  # noqa: S317
-        size = (int(handler.whole["size/height"]), int(handler.whole["size/width"]))
+        height, width = (_pixels(handler.whole, side, file) for side in ("height", "width"))
         objects = [_voc_object(file, line, texts) for line, texts in handler.objects]
     except FileNotFoundError:
         raise ValueError(f"{file}: there is no such annotation") from None
@@ -359,7 +370,17 @@ def _voc_image(folder: Path, name: str) -> tuple[Path, tuple[int, int], list[tup
     names = [written, *(f"{name}{suffix}" for suffix in sorted(IMAGE_SUFFIXES))]
     pictures = folder / "JPEGImages"
     path = next((pictures / n for n in names if (pictures / n).is_file()), pictures / written)
+    # Some tools write no size.
+    size = (height, width) if height > 0 and width > 0 else size_of(path)
     return path, size, objects
+
+
+def _pixels(texts: Mapping[str, str], side: str, file: Path) -> int:
+    text = texts[f"size/{side}"]
+    try:
+        return round(float(text))
+    except ValueError:
+        raise ValueError(f"{file}: its {side} is no number ({text})") from None
 
 
 def _voc_object(file: Path, line: int, texts: Mapping[str, str]) -> tuple[str, Object]:
@@ -426,7 +447,11 @@ def _yolo_images(home: Path, place: str, file: Path) -> list[Path]:
 
 
 def _yolo_objects(image: Path, classes: int) -> tuple[tuple[int, int], tuple[Object, ...]]:
-    height, width = size_of(image)
+    try:
+        height, width = size_of(image)
+    # Who reads the image tells what is wrong with it, or leaves it out.
+    except BadImageError:
+        height = width = 1
     parts = list(image.parts)
     # The last folder of that name holds the images, and one beside it the text files.
     if "images" in parts:
@@ -439,21 +464,35 @@ def _yolo_objects(image: Path, classes: int) -> tuple[tuple[int, int], tuple[Obj
         if not line.strip():
             continue
         told = f"{file} line {number}"
-        try:
-            label, x, y, across, high = (float(word) for word in line.split()[:5])
-        except ValueError:
-            raise ValueError(f"{told}: not a class and four numbers ({line.strip()})") from None
-        if not 0 <= label < classes or label != int(label):
-            raise ValueError(f"{told}: there is no class {line.split()[0]}")
-        box = (
-            (x - across / 2) * width,
-            (y - high / 2) * height,
-            (x + across / 2) * width,
-            (y + high / 2) * height,
-        )
-        area = across * width * high * height
-        found.append(Object(box=box, label=int(label), area=area, told=told))
+        found.append(_yolo_object(line, (height, width), classes, told))
     return (height, width), tuple(found)
+
+
+def _yolo_object(line: str, size: tuple[int, int], classes: int, told: str) -> Object:
+    height, width = size
+    try:
+        label, *numbers = (float(word) for word in line.split())
+    except ValueError:
+        numbers = []
+    # Four are the middle and the size; six or more are the corners of an outline.
+    if len(numbers) < 4 or len(numbers) % 2:
+        raise ValueError(f"{told}: not a class and four numbers ({line.strip()})")
+    if not 0 <= label < classes or label != int(label):
+        raise ValueError(f"{told}: there is no class {line.split()[0]}")
+    if len(numbers) == 4:
+        x, y, across, high = numbers
+        ends = (x - across / 2, y - high / 2, x + across / 2, y + high / 2)
+    else:
+        xs, ys = numbers[0::2], numbers[1::2]
+        ends = (min(xs), min(ys), max(xs), max(ys))
+    left, right = (end * width for end in ends[0::2])
+    top, bottom = (end * height for end in ends[1::2])
+    return Object(
+        box=(left, top, right, bottom),
+        label=int(label),
+        area=(right - left) * (bottom - top),
+        told=told,
+    )
 
 
 def size_of(image: Path) -> tuple[int, int]:
@@ -473,6 +512,15 @@ def size_of(image: Path) -> tuple[int, int]:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadImageError(f"{image}: not an image that can be read ({reason})") from None
     return (width, height) if turned else (height, width)
+
+
+def same_shape(told: tuple[int, int], found: tuple[int, int]) -> bool:
+    """Whether two sizes (height, width) are those of one image, perhaps scaled.
+
+    >>> same_shape((480, 640), (240, 320)), same_shape((480, 640), (640, 480))
+    (True, False)
+    """
+    return abs(told[1] * found[0] / (told[0] * found[1]) - 1) <= SHAPE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -659,13 +707,17 @@ _WRITERS: Mapping[Format, Callable[[BoxSource, Path], None]] = {
 
 
 def _placed(split: BoxSplit, folder: Path) -> Iterator[Path]:
-    """Each image in a folder, under a name of its own."""
+    """Each image in a folder, under a name of its own, which its annotation has too."""
     folder.mkdir(parents=True, exist_ok=True)
+    taken = {path.stem for path in folder.iterdir()}
     for path in split.images.paths:
-        place = folder / path.name
-        number = 1
-        while place.exists():
-            place, number = folder / f"{path.stem}-{number}{path.suffix}", number + 1
+        name = next(
+            name
+            for name in (path.stem, *(f"{path.stem}-{number}" for number in count(1)))
+            if name not in taken
+        )
+        taken.add(name)
+        place = folder / f"{name}{path.suffix}"
         try:
             os.link(path, place)
         # Across disks, or where the system has no links.

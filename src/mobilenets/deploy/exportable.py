@@ -13,6 +13,7 @@ from mobilenets.architecture.detector import Spec
 from mobilenets.architecture.layers import ConvUnit
 from mobilenets.architecture.network import MobileNet
 from mobilenets.architecture.preprocessing import Preprocessing, channel_order
+from mobilenets.architecture.spec import MobileNetSpec
 from mobilenets.deploy.fold import fold_batch_norm
 from mobilenets.training.run import Run
 
@@ -54,7 +55,13 @@ class Exportable:
 
     @classmethod
     def of_run(cls, run: Run) -> Self:
-        """A run's network, folded."""
+        """A run's network, folded.
+
+        Raises:
+            ValueError: it detects: only classifiers are exported.
+        """
+        if not isinstance(run.spec, MobileNetSpec):
+            raise ValueError(f"{run.folder} is a {run.spec}: detectors can't be exported yet")
         model = cls.of_network(run.model, run.spec)
         labels = list(run.labels)
         head = run.model.classifier
@@ -125,7 +132,8 @@ class Head(nn.Module):
 def steps_of(network: nn.Module) -> dict[str, ConvUnit | Head]:
     """The network as a chain, by name: each step computes from what the one before gave.
 
-    >>>     >>> names = list(steps_of(MobileNet(MobileNetSpec())))
+    >>> from mobilenets.architecture.spec import MobileNetSpec
+    >>> names = list(steps_of(MobileNet(MobileNetSpec())))
     >>> names[0], names[1], names[-1], len(names)
     ('conv0', 'block1.depthwise', 'classifier', 28)
     """

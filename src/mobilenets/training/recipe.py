@@ -155,6 +155,7 @@ class Recipe(_Choices):
     outputs: int | None = Field(default=None, ge=1, description="logits; as many as classes")
     dropout: float = Field(default=0.001, ge=0, lt=1)
     batch_norm_momentum: float = Field(default=0.1, gt=0, le=1)
+    scores: Literal["sigmoid", "softmax"] = Field(default="sigmoid", description="of detectors")
     dirac: bool = Field(default=False, description="blocks start as the identity")
     whiten: bool = Field(default=False, description="first layer whitens patches and is frozen")
     ema_decay: float | None = Field(default=None, gt=0, lt=1)

@@ -67,12 +67,13 @@ class TrainingData:
 class Task(ABC):
     """A head, a loss, data and a metric for the one backbone.
 
-    `default_model` is trained where none is named, `hub_task` what model hubs call the task. `figures` names what its metrics compute, and `monitor` the one that decides which epoch is best
+    `mirrors` says whether outputs for an image and its mirror image can be averaged. `default_model` is trained where none is named, `hub_task` what model hubs call the task. `figures` names what its metrics compute, and `monitor` the one that decides which epoch is best
     (more is better). The weights of layers whose names begin with `class_layers` are of use for the same classes alone.
     """
 
     name: ClassVar[str]
     hub_task: ClassVar[str]
+    mirrors: ClassVar[bool]
     default_model: ClassVar[str]
     class_layers: ClassVar[tuple[str, ...]]
     monitor: ClassVar[str]
@@ -128,6 +129,11 @@ class Task(ABC):
         Raises:
             ValueError: there is nothing to look at, in one sentence.
         """
+
+    @classmethod
+    @abstractmethod
+    def of_weights(cls, spec: Spec, labels: Sequence[str], preprocessing: Preprocessing) -> Self:
+        """The task of weights that were trained elsewhere."""
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:

@@ -55,6 +55,7 @@ class Classification(Task):
 
     name: ClassVar[str] = "classification"
     hub_task: ClassVar[str] = "image-classification"
+    mirrors: ClassVar[bool] = True
     default_model: ClassVar[str] = "0.5-160"
     class_layers: ClassVar[tuple[str, ...]] = ("classifier.",)
     monitor: ClassVar[str] = "top1"
@@ -128,6 +129,11 @@ class Classification(Task):
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], preprocessing: Preprocessing) -> Self:
         return cls(values["labels"], preprocessing, outputs=values.get("outputs"))
+
+    @classmethod
+    def of_weights(cls, spec: Spec, labels: Sequence[str], preprocessing: Preprocessing) -> Self:
+        _classifier(spec)
+        return cls(labels, preprocessing)
 
     @classmethod
     def check_data(

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 
-from mobilenets.data.boxes import BoxSource, BoxSplit, flaws, open_boxes, size_of
+from mobilenets.data.boxes import BoxSource, BoxSplit, flaws, open_boxes, same_shape, size_of
 from mobilenets.data.doctor import (
     SPLIT_ORDER,
     Finding,
@@ -26,8 +26,6 @@ _SEVERITY: dict[str, Severity] = {
     "box-outside": "warning",
     "duplicate-box": "warning",
 }
-# Sides of an image may be told rounded, of a scaled one.
-_SHAPE = 0.02
 # A class this much rarer than one whose name differs by a letter is a slip of the pen.
 _RARE = 0.05
 
@@ -77,13 +75,13 @@ def _box_findings(name: str, split: BoxSplit) -> Iterator[Finding]:
                 detail=printable(detail),
                 split=name,
             )
-        told_height, told_width = split.sizes[index]
         try:
-            height, width = size_of(split.images.paths[index])
+            found = size_of(split.images.paths[index])
         except BadImageError:
             continue
-        if abs(told_width * height / (told_height * width) - 1) > _SHAPE:
-            detail = f"its annotation says {told_width} x {told_height} pixels, the file {width} x {height}"
+        if not same_shape(split.sizes[index], found):
+            told, held = (f"{width} x {height}" for height, width in (split.sizes[index], found))
+            detail = f"its annotation says {told} pixels, the file {held}"
             yield about(item, "another-shape", "error", detail)
     if empty:
         detail = f"{count_of(empty, 'image')} without a box: they teach what is background"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
@@ -20,13 +19,13 @@ from mobilenets.architecture.detector import (
     TAPS,
     DetectorSpec,
     detector_layers,
+    levels_of,
 )
-from mobilenets.architecture.network import MobileNet
+from mobilenets.architecture.network import MobileNet, forward_blocks
 from mobilenets.data.box_loader import IGNORED, LABEL
-from mobilenets.tasks.detection.boxes import Objects
+from mobilenets.tasks.detection.boxes import Objects, boxes_of
 
 FOUND = 100
-_SCALES, _ASPECTS = (64, 128, 256, 512), (0.5, 1.0, 2.0)
 _MAP = "0"
 # Boxes an image that the second stage is taught by; a quarter hold something.
 _TAUGHT = 64
@@ -37,7 +36,7 @@ class FasterRcnn(nn.Module):
 
     The body's weights have the names that they have in a `MobileNet`. TensorFlow's second stage has no batch norm between
     the depthwise and the pointwise convolution of its two blocks; here they are the body's own, so that weights of
-    any classifier fit.
+    any classifier fit. What is ignored, such as a crowd, is background to it.
 
     Args:
         spec: of framework `frcnn`.
@@ -54,11 +53,11 @@ class FasterRcnn(nn.Module):
         self.spec, self.num_classes = spec, num_classes
         self.body = MobileNet(spec.body, None).body
         self.proposals = RegionProposalNetwork(
-            AnchorGenerator((_SCALES,), (_ASPECTS,)),
+            _Grid(spec),
             _ProposalHead(
                 rows["rpn.conv"].in_channels,
                 rows["rpn.conv"].out_channels,
-                len(_SCALES) * len(_ASPECTS),
+                len(levels_of(spec)[0].shapes),
             ),
             fg_iou_thresh=0.7,
             bg_iou_thresh=0.3,
@@ -112,6 +111,9 @@ class FasterRcnn(nn.Module):
         return outputs_NF6
 
     def _taught(self, images_NCHW: Tensor, told_NMD: Tensor) -> dict[str, Tensor]:
+        if not len(images_NCHW):
+            # One of several processes may have no image of a small batch, and its parameters still take part.
+            return {"loss_classifier": sum(weight.sum() * 0 for weight in self.parameters())}  # type: ignore[dict-item]
         height, width = images_NCHW.shape[-2:]
         sides_4 = images_NCHW.new_tensor([width, height]).repeat(2)
         targets = []
@@ -126,11 +128,8 @@ class FasterRcnn(nn.Module):
     def _run(
         self, images_NCHW: Tensor, targets: list[dict[str, Tensor]] | None
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        x_NCHW = images_NCHW
-        for name, block in self.body.items():
-            x_NCHW = block(x_NCHW)
-            if name == f"block{TAPS[1]}":
-                break
+        block = f"block{TAPS[1]}"
+        x_NCHW = forward_blocks(self.body, images_NCHW, [block])[block]
         sizes = [(images_NCHW.shape[-2], images_NCHW.shape[-1])] * len(images_NCHW)
         maps = {_MAP: x_NCHW}
         regions, first = self.proposals(ImageList(images_NCHW, sizes), maps, targets)
@@ -143,6 +142,20 @@ class FasterRcnn(nn.Module):
         for number in range(TAPS[1] + 1, TAPS[2] + 1):
             x_PCHW = self.body[f"block{number}"](x_PCHW)
         return x_PCHW.mean((2, 3))
+
+
+class _Grid(nn.Module):
+    """Where the boxes of the first stage stand, in pixels. torchvision's own grid is for strides that divide the side."""
+
+    def __init__(self, spec: DetectorSpec) -> None:
+        super().__init__()
+        boxes_A4 = boxes_of(spec) * torch.tensor([spec.across, spec.height]).repeat(2)
+        self.register_buffer("boxes_A4", boxes_A4, persistent=False)
+
+    def forward(self, images: ImageList, maps: list[Tensor]) -> list[Tensor]:
+        """The same boxes (A, 4) for every image."""
+        del maps
+        return [self.boxes_A4] * len(images.image_sizes)  # type: ignore[list-item]
 
 
 class _ProposalHead(nn.Module):
@@ -162,7 +175,9 @@ class _ProposalHead(nn.Module):
         """Scores (N, S, H, W) and moves (N, 4 S, H, W) of each map."""
         hidden = [self.conv(x_NCHW).relu() for x_NCHW in maps]
         both = [self.scores(x_NCHW) for x_NCHW in hidden]
-        return [x[:, 1::2] - x[:, 0::2] for x in both], [self.boxes(x) for x in hidden]
+        # In 16 bits a pixel of a large image could not be told from the next.
+        scores = [(x[:, 1::2] - x[:, 0::2]).float() for x in both]
+        return scores, [self.boxes(x).float() for x in hidden]
 
 
 class _Heads(nn.Module):
@@ -178,8 +193,10 @@ class _Heads(nn.Module):
 
     def forward(self, features_PC: Tensor) -> tuple[Tensor, Tensor]:
         """(P, 1 + K) and (P, 4 (1 + K)); the background's box is never used."""
-        boxes_P = self.boxes(features_PC)
-        return self.scores(features_PC), torch.cat([boxes_P.new_zeros(len(boxes_P), 4), boxes_P], 1)
+        boxes_P = self.boxes(features_PC).float()
+        return self.scores(features_PC).float(), torch.cat(
+            [boxes_P.new_zeros(len(boxes_P), 4), boxes_P], 1
+        )
 
 
 def objects_of(outputs_NF6: Tensor, least: float) -> list[Objects]:

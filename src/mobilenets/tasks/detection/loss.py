@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection._utils import SSDMatcher
-from torchvision.ops import box_iou, sigmoid_focal_loss
+from torchvision.ops import box_area, box_iou, sigmoid_focal_loss
 
 from mobilenets.data.box_loader import IGNORED, LABEL
 from mobilenets.tasks.detection.boxes import CODER, Scores
@@ -24,7 +24,8 @@ LEAST_NEGATIVES = 8
 def match(boxes_A4: Tensor, told_MD: Tensor) -> Tensor:
     """Which object each box is taught (A,): a row of `told_MD`, or -1 for none.
 
-    Every object is taught to one box at least.
+    An object that overlaps with no box by half is taught to the one that it overlaps with most, unless another object
+    has that one too.
 
     >>> grid = torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]])
     >>> match(grid, torch.tensor([[0.6, 0.6, 0.9, 0.9, 2.0, 0.0]]))
@@ -34,6 +35,18 @@ def match(boxes_A4: Tensor, told_MD: Tensor) -> Tensor:
         return torch.full((len(boxes_A4),), -1, device=boxes_A4.device)
     matched_A: Tensor = SSDMatcher(OVERLAP)(box_iou(told_MD[:, :4], boxes_A4))
     return matched_A.clamp(min=-1)
+
+
+def _inside(boxes_A4: Tensor, ignored_M4: Tensor) -> Tensor:
+    """Which boxes (A,) lie by half or more in something ignored, such as a crowd: they are neither object nor background."""
+    if not len(ignored_M4):
+        return torch.zeros(len(boxes_A4), dtype=torch.bool, device=boxes_A4.device)
+    sides_AM2 = torch.minimum(boxes_A4[:, None, 2:], ignored_M4[None, :, 2:4]) - torch.maximum(
+        boxes_A4[:, None, :2], ignored_M4[None, :, :2]
+    )
+    shared_AM = sides_AM2.clamp(min=0).prod(-1)
+    inside_A: Tensor = (shared_AM >= OVERLAP * box_area(boxes_A4)[:, None]).any(1)
+    return inside_A
 
 
 def detection_loss(
@@ -54,20 +67,18 @@ def detection_loss(
     box_loss = moves_NA4.sum() * 0
     for number, told_MD in enumerate(told_NMD):
         told_MD = told_MD[told_MD[:, LABEL] >= 0]
-        matched_A = match(boxes_A4, told_MD)
+        ignored_M = told_MD[:, IGNORED] > 0
+        matched_A = match(boxes_A4, told_MD[~ignored_M])
         held_P = (matched_A >= 0).nonzero().flatten()
-        if not len(held_P):
-            continue
-        taught_PD = told_MD[matched_A[held_P]]
+        taught_NA[number] = ~_inside(boxes_A4, told_MD[ignored_M])
+        taught_NA[number, held_P] = True
+        taught_PD = told_MD[~ignored_M][matched_A[held_P]]
         classes_NA[number, held_P] = taught_PD[:, LABEL].long() + 1
         wanted_P4 = CODER.encode_single(taught_PD[:, :4], boxes_A4[held_P])
-        counts_P = taught_PD[:, IGNORED] == 0
-        # What is ignored, such as a crowd, is neither an object nor background.
-        taught_NA[number, held_P] = counts_P
         box_loss = box_loss + F.smooth_l1_loss(
-            moves_NA4[number, held_P][counts_P], wanted_P4[counts_P], reduction="sum"
+            moves_NA4[number, held_P], wanted_P4, reduction="sum"
         )
-    held_NA = (classes_NA > 0) & taught_NA
+    held_NA = classes_NA > 0
     count = held_NA.sum().clamp(min=1)
     each_NA = _class_losses(logits_NAK, classes_NA, scores, focal=focal) * taught_NA
     if focal:
@@ -92,7 +103,8 @@ def _class_losses(logits_NAK: Tensor, classes_NA: Tensor, scores: Scores, *, foc
 
 def _hardest(each_NA: Tensor, held_NA: Tensor, taught_NA: Tensor) -> Tensor:
     """Losses of the boxes without an object that are most wrong, by image."""
-    wanted_N = (NEGATIVES * held_NA.sum(1)).clamp(min=LEAST_NEGATIVES)
+    held_N = held_NA.sum(1)
+    wanted_N = torch.where(held_N > 0, NEGATIVES * held_N, LEAST_NEGATIVES)
     free_NA = ~held_NA & taught_NA
     order_NA = torch.where(free_NA, each_NA, -1.0).argsort(1, descending=True)
     rank_NA = torch.empty_like(order_NA)

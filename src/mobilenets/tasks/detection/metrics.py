@@ -6,14 +6,13 @@ Shapes: N images, M boxes found or told.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.ops import box_convert, box_iou
+from torchvision.ops import box_iou
 
 from mobilenets.data.box_loader import AREA, IGNORED, LABEL
 from mobilenets.data.loaders import Batch
@@ -21,6 +20,8 @@ from mobilenets.tasks.detection.boxes import Objects
 
 FIGURES = ("map", "map50", "map75", "loss")
 _OVERLAP = 0.5
+# Of one image, in pixels, as torchmetrics takes them.
+_Boxes = dict[str, Tensor]
 
 
 class DetectionMetrics:
@@ -40,12 +41,10 @@ class DetectionMetrics:
     ) -> None:
         # torchmetrics takes seconds to import, and prediction does not need it.
         from torchmetrics import MeanMetric
-        from torchmetrics.detection import MeanAveragePrecision
 
         self._labels = tuple(labels)
         self._find, self._lose = find, lose
-        self._precision = MeanAveragePrecision(class_metrics=True, backend="pycocotools")
-        self._precision.warn_on_many_detections = False
+        self._images: list[tuple[_Boxes, _Boxes]] = []
         self._loss = MeanMetric(nan_strategy="disable")
         self._computed: dict[str, Any] = {}
 
@@ -53,18 +52,23 @@ class DetectionMetrics:
         """Count one batch of a detector's outputs."""
         outputs, told_NMD = outputs.float().cpu(), batch.targets_N.cpu()
         assert batch.sizes_N2 is not None
-        self._precision.update(
-            [
-                _found(one, size)
-                for one, size in zip(self._find(outputs), batch.sizes_N2, strict=True)
-            ],
-            [_told(rows, size) for rows, size in zip(told_NMD, batch.sizes_N2, strict=True)],
-        )
+        for objects, rows_MD, size_2 in zip(
+            self._find(outputs), told_NMD, batch.sizes_N2, strict=True
+        ):
+            self._images.append((_found(objects, size_2), _told(rows_MD, size_2)))
         self._loss.update(self._lose(outputs, told_NMD), weight=len(batch))
 
     def compute(self) -> dict[str, float]:
         """The four figures, over all processes; 0 where nothing is told."""
-        self._computed = dict(self._precision.compute())
+        from torchmetrics.detection import MeanAveragePrecision
+
+        self._images = _of_all_processes(self._images)
+        precision = MeanAveragePrecision(
+            class_metrics=True, backend="pycocotools", sync_on_compute=False
+        )
+        precision.warn_on_many_detections = False
+        precision.update([found for found, _ in self._images], [told for _, told in self._images])
+        self._computed = dict(precision.compute())
         names = {"map": "map", "map50": "map_50", "map75": "map_75"}
         figures = {name: max(0.0, self._computed[key].item()) for name, key in names.items()}
         return {**figures, "loss": self._loss.compute().item()}
@@ -77,17 +81,7 @@ class DetectionMetrics:
         places = self._computed["classes"].view(-1).tolist()
         precise = self._computed["map_per_class"].view(-1).tolist()
         by_class = dict(zip(map(int, places), precise, strict=True))
-        # It keeps them as COCO's files do: left, top, width, height.
-        corners = partial(box_convert, in_fmt="xywh", out_fmt="xyxy")
-        voc = voc_precisions(
-            list(map(corners, self._precision.detection_box)),
-            self._precision.detection_scores,
-            self._precision.detection_labels,
-            list(map(corners, self._precision.groundtruth_box)),
-            self._precision.groundtruth_labels,
-            self._precision.groundtruth_crowds,
-            len(self._labels),
-        )
+        voc = voc_precisions(self._images, len(self._labels))
         told = [value for value in voc if value is not None]
         return {
             "sizes": {
@@ -102,6 +96,14 @@ class DetectionMetrics:
         }
 
 
+def _of_all_processes(images: list[tuple[_Boxes, _Boxes]]) -> list[tuple[_Boxes, _Boxes]]:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return images
+    gathered: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, images)
+    return [image for part in gathered for image in part]
+
+
 def _share(value: float) -> float | None:
     return None if value < 0 else value
 
@@ -110,12 +112,12 @@ def _in_pixels(boxes_M4: Tensor, size_2: Tensor) -> Tensor:
     return boxes_M4 * size_2.flip(0).repeat(2)
 
 
-def _found(objects: Objects, size_2: Tensor) -> dict[str, Tensor]:
+def _found(objects: Objects, size_2: Tensor) -> _Boxes:
     boxes_M4 = _in_pixels(objects.boxes_M4, size_2)
     return {"boxes": boxes_M4, "scores": objects.scores_M, "labels": objects.labels_M}
 
 
-def _told(rows_MD: Tensor, size_2: Tensor) -> dict[str, Tensor]:
+def _told(rows_MD: Tensor, size_2: Tensor) -> _Boxes:
     rows_MD = rows_MD[rows_MD[:, LABEL] >= 0]
     return {
         "boxes": _in_pixels(rows_MD[:, :4], size_2),
@@ -125,40 +127,38 @@ def _told(rows_MD: Tensor, size_2: Tensor) -> dict[str, Tensor]:
     }
 
 
-def voc_precisions(
-    boxes: Sequence[Tensor],
-    scores: Sequence[Tensor],
-    labels: Sequence[Tensor],
-    told_boxes: Sequence[Tensor],
-    told_labels: Sequence[Tensor],
-    told_ignored: Sequence[Tensor],
-    classes: int,
-) -> list[float | None]:
+def voc_precisions(images: Sequence[tuple[_Boxes, _Boxes]], classes: int) -> list[float | None]:
     """Average precision of each class as Pascal VOC counts it since 2010: the area under precision against recall.
 
-    Image by image; a box is right when it overlaps by more than half with an object of its class that no better one has
-    found. What is difficult counts neither way.
+    A box is right when it overlaps by more than half with an object of its class that no better one has found. What is
+    difficult counts neither way.
+
+    Args:
+        images: of each what was found and what is told.
 
     >>> box, far = torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([[50.0, 50, 60, 60]])
-    >>> zero, one = torch.tensor([0]), torch.tensor([1.0])
-    >>> voc_precisions([box], [one], [zero], [box], [zero], [zero], 2)
+    >>> zero = torch.tensor([0])
+    >>> told = {"boxes": box, "labels": zero, "iscrowd": zero}
+    >>> voc_precisions([({"boxes": box, "scores": torch.tensor([1.0]), "labels": zero}, told)], 2)
     [1.0, None]
-    >>> voc_precisions([torch.cat([far, box])], [torch.tensor([0.9, 0.5])], [zero.repeat(2)], [box], [zero], [zero], 1)
+    >>> both = torch.cat([far, box])
+    >>> found = {"boxes": both, "scores": torch.tensor([0.9, 0.5]), "labels": zero.repeat(2)}
+    >>> voc_precisions([(found, told)], 1)
     [0.5]
     """
-    found: list[float | None] = []
+    precisions: list[float | None] = []
     for number in range(classes):
         ranked: list[tuple[float, bool]] = []
         count = 0
-        for image in range(len(boxes)):
-            mine_M, theirs_M = labels[image] == number, told_labels[image] == number
-            ignored_M = told_ignored[image][theirs_M].bool()
+        for found, told in images:
+            mine_M, theirs_M = found["labels"] == number, told["labels"] == number
+            ignored_M = told["iscrowd"][theirs_M].bool()
             count += int((~ignored_M).sum())
             ranked += _judged(
-                boxes[image][mine_M], scores[image][mine_M], told_boxes[image][theirs_M], ignored_M
+                found["boxes"][mine_M], found["scores"][mine_M], told["boxes"][theirs_M], ignored_M
             )
-        found.append(_area(ranked, count) if count else None)
-    return found
+        precisions.append(_area(ranked, count) if count else None)
+    return precisions
 
 
 def _judged(

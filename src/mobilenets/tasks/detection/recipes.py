@@ -27,7 +27,7 @@ blocks, batch norm of the body as it is, SSD's crops and canvases, averaged weig
 
 SSD_PAPER = Recipe(
     name="ssd-paper",
-    epochs=100,
+    epochs=41,
     batch_size=24,
     optimizer=OptimizerChoice(
         name="rmsprop", lr=0.004, momentum=0.9, beta2=0.9, epsilon=1.0, weight_decay=4e-5
@@ -37,7 +37,7 @@ SSD_PAPER = Recipe(
     dropout=0.0,
     batch_norm_momentum=0.0003,
 )
-"""As TensorFlow trained SSD300 on MobileNet for COCO (`ssd_mobilenet_v1_coco.config`): RMSprop, batches of 24, the rate down by
-0.95 every 800,720 steps, which are 163 epochs of COCO; crops and mirroring."""
+"""As TensorFlow trained SSD300 on MobileNet for COCO (`ssd_mobilenet_v1_coco.config`): RMSprop, batches of 24, 200,000 steps, which
+are 41 epochs of COCO; the rate would go down by 0.95 after 163 epochs, and never does; crops and mirroring."""
 
 RECIPES = {recipe.name: recipe for recipe in (SSD_FINETUNE, SSD_PAPER)}

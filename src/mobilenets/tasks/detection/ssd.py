@@ -23,7 +23,7 @@ from mobilenets.architecture.detector import (
 )
 from mobilenets.architecture.layer_rows import Layer
 from mobilenets.architecture.layers import ConvUnit
-from mobilenets.architecture.network import MobileNet
+from mobilenets.architecture.network import MobileNet, forward_blocks
 
 # TensorFlow's; what lies behind it is batch norm, or a score that should begin near nothing.
 _DEVIATION = 0.03
@@ -111,6 +111,9 @@ class PyramidSsd(nn.Module):
         bias = self.score_tower.last.bias
         assert bias is not None
         nn.init.constant_(bias, -math.log((1 - _PRIOR) / _PRIOR))
+        # Most boxes hold nothing, which is class 0.
+        with torch.no_grad():
+            bias.view(-1, num_classes + 1)[:, 0].neg_()
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """(N, C, H, W) to (N, A, 4 + 1 + K): how each box is moved, and its scores before the sigmoid."""
@@ -177,15 +180,16 @@ def _head(row: Layer) -> nn.Conv2d:
 
 def _taps(body: nn.ModuleDict, images_NCHW: Tensor, blocks: Sequence[int]) -> list[Tensor]:
     """What those blocks of a body put out."""
-    found, x_NCHW = [], images_NCHW
-    for name, block in body.items():
-        x_NCHW = block(x_NCHW)
-        if name in (f"block{number}" for number in blocks):
-            found.append(x_NCHW)
-    return found
+    maps = forward_blocks(body, images_NCHW, [f"block{number}" for number in blocks])
+    return list(maps.values())
 
 
 def _by_box(maps: Sequence[Tensor], values: int) -> Tensor:
     """Of maps (N, S * values, H, W) the values of each box, in the order of `boxes_of`: (N, A, values)."""
-    rows = [x_NCHW.permute(0, 2, 3, 1).reshape(len(x_NCHW), -1, values) for x_NCHW in maps]
-    return torch.cat(rows, 1)
+    found = []
+    for x_NCHW in maps:
+        count, channels, height, width = x_NCHW.shape
+        # Told in full: of no image at all, as one of several processes may have, nothing follows.
+        boxes = height * width * channels // values
+        found.append(x_NCHW.permute(0, 2, 3, 1).reshape(count, boxes, values))
+    return torch.cat(found, 1)

@@ -61,6 +61,7 @@ class Detection(Task):
 
     name: ClassVar[str] = "detection"
     hub_task: ClassVar[str] = "object-detection"
+    mirrors: ClassVar[bool] = False
     default_model: ClassVar[str] = "ssd300/0.5"
     class_layers: ClassVar[tuple[str, ...]] = (
         "score_heads.",
@@ -104,7 +105,7 @@ class Detection(Task):
     ) -> Self:
         spec = _detector(spec)
         if recipe is not None:
-            _check_recipe(recipe)
+            _check_recipe(recipe, spec)
         half = (0.5,) * spec.input_channels
         given = preprocessing or Preprocessing(
             spec.height, spec.across, channel_order(spec.input_channels), mean=half, std=half
@@ -112,7 +113,12 @@ class Detection(Task):
         # Nothing is cut off: what is at the edge is searched for too.
         whole = replace(given, resize="squash", crop_fraction=1.0)
         source = open_boxes(where)
-        return cls(spec, source.labels, whole, source)
+        scores = "sigmoid" if recipe is None else recipe.scores
+        return cls(spec, source.labels, whole, source, scores)
+
+    @classmethod
+    def of_weights(cls, spec: Spec, labels: Sequence[str], preprocessing: Preprocessing) -> Self:
+        return cls(_detector(spec), labels, preprocessing)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], preprocessing: Preprocessing) -> Self:
@@ -160,7 +166,7 @@ class Detection(Task):
     def build_data(self, recipe: Recipe, *, on_bad_image: OnBadImage) -> TrainingData:
         source = self._source
         assert source is not None, "a task read back from a run trains on no data"
-        taught = source.splits["train"] if "train" in source.splits else _only_split(source)
+        taught = _training_part(source)
         division: dict[str, Any] = {}
         if "val" in source.splits:
             train, val = taught, source.splits["val"]
@@ -221,21 +227,29 @@ class Detection(Task):
     ) -> tuple[str, Loader, tuple[str, ...]]:
         source = open_boxes(where)
         own = source.fingerprint() == record.get("fingerprint")
+        warnings: list[str] = []
+        dropped = [label for label in source.labels if label not in self._labels]
+        if dropped:
+            warnings.append(
+                f"{where} has {len(dropped)} classes that the model does not know, such as {dropped[0]}: "
+                "their objects are left out"
+            )
         if source.labels != self._labels:
             source = source.only(self._labels)
         name = split or next(
             name for name in ("test", "val", "all", "train") if name in source.splits
         )
-        if name not in source.splits:
-            raise ValueError(f"{where} has no split {name!r}: it has {', '.join(source.splits)}")
-        part = source.splits[name]
-        warnings: list[str] = []
+        parts = dict(source.splits)
+        if own and "held_out" in record:
+            # As the run was trained: a part of its only images was held out.
+            taught, held = _divided(_training_part(source), record["held_out"], record["seed"])
+            parts |= {"train": taught, "val": held}
+            name = "val" if split is None and name in ("all", "train") else name
+        if name not in parts:
+            raise ValueError(f"{where} has no split {name!r}: it has {', '.join(parts)}")
+        part = parts[name]
         if own and name in ("train", "all"):
-            if "held_out" in record and split is None:
-                _, part = _divided(part, record["held_out"], record["seed"])
-                name = "val"
-            else:
-                warnings.append("these are images the model was trained on: the figures flatter it")
+            warnings.append("these are images the model was trained on: the figures flatter it")
         if limit is not None and len(part) > limit:
             part = part.take(np.linspace(0, len(part) - 1, limit).round().astype(int).tolist())
         part, _ = usable(part)
@@ -298,11 +312,17 @@ def _detector(spec: Spec) -> DetectorSpec:
     return spec
 
 
-def _check_recipe(recipe: Recipe) -> None:
+def _check_recipe(recipe: Recipe, spec: DetectorSpec) -> None:
     usual = type(recipe.augmentation)()
     for name, value in recipe.augmentation:
         if name not in _CHANGES and value != getattr(usual, name):
             raise ValueError(f"recipe: augmentation.{name} does not move boxes along: leave it out")
+    for name in ("label_smoothing", "class_weights", "outputs", "dropout", "dirac", "whiten"):
+        if getattr(recipe, name):
+            raise ValueError(f"recipe: {name} is for classifiers: leave it out")
+    stopping = recipe.early_stopping
+    if spec.framework == "frcnn" and stopping is not None and stopping.metric == "loss":
+        raise ValueError("recipe: Faster R-CNN has no loss outside training: stop early by map")
     if recipe.growth is not None:
         raise ValueError(
             "recipe: a detector's boxes are of one size of image: growth is not for it"
@@ -311,7 +331,9 @@ def _check_recipe(recipe: Recipe) -> None:
         raise ValueError("detection trains on train and val: folds are not for it")
 
 
-def _only_split(source: BoxSource) -> BoxSplit:
+def _training_part(source: BoxSource) -> BoxSplit:
+    if "train" in source.splits:
+        return source.splits["train"]
     if set(source.splits) != {"all"}:
         raise ValueError(f"{source.where} has {', '.join(source.splits)} but no train images")
     return source.splits["all"]
