@@ -15,7 +15,7 @@ import shutil
 import xml.sax
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal
 from xml.sax.handler import ContentHandler
@@ -711,11 +711,8 @@ def _placed(split: BoxSplit, folder: Path) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     taken = {path.stem for path in folder.iterdir()}
     for path in split.images.paths:
-        name = next(
-            name
-            for name in (path.stem, *(f"{path.stem}-{number}" for number in count(1)))
-            if name not in taken
-        )
+        numbered = (f"{path.stem}-{number}" for number in count(1))
+        name = next(name for name in chain([path.stem], numbered) if name not in taken)
         taken.add(name)
         place = folder / f"{name}{path.suffix}"
         try:
