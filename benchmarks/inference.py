@@ -26,7 +26,7 @@ from exports import EXECUTED, PUBLISHED, run_of, samples
 from mobilenets.deploy.bundle import Quantisation, export
 from mobilenets.deploy.evidence import find_calibration, find_evidence
 from mobilenets.deploy.peers import PEERS
-from mobilenets.deploy.predictor import find_engine, predict_images
+from mobilenets.deploy.predictor import BATCH, find_engine, predict_images
 from mobilenets.deploy.target import FLOAT, INT8, TARGETS
 from mobilenets.runtimes.timing import Timing, time_calls
 from mobilenets.training.device import provenance
@@ -108,7 +108,7 @@ def usual_loop(paths: list[Path]) -> float:
 
 def ours(run: Run, paths: list[Path]) -> tuple[float, str, str]:
     """Seconds of `predict` from file to labels, the runtime, the shares of its stages."""
-    engine, stages = find_engine(run), Stages()
+    engine, stages = find_engine(run, batch=BATCH), Stages()
     started = time.perf_counter()
     for _ in predict_images(run, paths, engine, stages=stages):
         pass

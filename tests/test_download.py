@@ -210,6 +210,8 @@ def test_one_file_is_taken_out_of_an_archive_wherever_it_says_it_is(server, tmp_
         (packed(**{"m.tflite": bytes(100_000)})[:150], "is not a whole archive"),
         (b"an error page", "is not a whole archive"),
     ],
+    # By itself a name holds the content, and with it the second in which it was packed.
+    ids=["without it", "cut off", "no archive"],
 )
 def test_an_archive_that_serves_for_nothing_gets_one_line(server, content, says):
     server.files["/m.tgz"] = content

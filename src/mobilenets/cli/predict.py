@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import csv
-import glob
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,11 +22,8 @@ from mobilenets.cli.output import (
 )
 
 if TYPE_CHECKING:
-    from mobilenets.data.images import BadImageError
     from mobilenets.data.video import Frame
     from mobilenets.training.task import Prediction
-
-FRAMES = 8
 
 
 def predict(
@@ -59,14 +52,13 @@ def predict(
     skip_or_stop = on_bad_image_choice(on_bad_image)
     if as_json and as_csv:
         raise ValueError("give --json or --csv, not both")
-
     if not 0 <= every < math.inf:
         raise ValueError(f"--every is a number of seconds, at least 0, not {every:g}")
 
     from mobilenets.data.images import BadImageError
     from mobilenets.data.progress import progress
-    from mobilenets.data.video import Frame
-    from mobilenets.deploy.predictor import find_engine, predict_images
+    from mobilenets.data.video import Frame, find_pictures
+    from mobilenets.deploy.predictor import batch_for, find_engine, predict_images
     from mobilenets.training.run import Run
     from mobilenets.training.stages import Stages
 
@@ -77,8 +69,9 @@ def predict(
 
     opened = Run.load(run)
     over = Event()
-    asked = _find(images, every, over, leave_out)
-    engine = find_engine(opened, runtime, batch=asked.batch)
+    pictures = find_pictures(images, every, leave_out=leave_out, over=over.is_set)
+    batch = batch_for(pictures)
+    engine = find_engine(opened, runtime, batch=batch)
     rows: list[dict[str, Any]] = []
     stages = Stages()
     said = 0
@@ -86,11 +79,11 @@ def predict(
         draw.mkdir(parents=True, exist_ok=True)
     # A camera is watched until Ctrl-C, and what it saw is written then.
     with (
-        progress("predicting", asked.count) as advance,
-        suppress(KeyboardInterrupt) if asked.live else nullcontext(),
+        progress("predicting", pictures.count) as advance,
+        suppress(KeyboardInterrupt) if pictures.live else nullcontext(),
     ):
         for image, prediction in predict_images(
-            opened, asked.images, engine, batch_size=asked.batch, stages=stages, over=over
+            opened, pictures.images, engine, batch_size=batch, stages=stages, over=over
         ):
             advance(1)
             if isinstance(prediction, BadImageError):
@@ -118,7 +111,8 @@ def predict(
     if as_json:
         print_json(rows)
     if as_csv:
-        fields = dict.fromkeys(key for row in rows for key in row)
+        # Where nothing was found in any image, no row tells the columns.
+        fields = dict.fromkeys(key for row in rows or [{"image": None}] for key in row)
         # Photos have no time, and may come before what has.
         ordered = sorted(fields, key=("image", "seconds", *fields).index)
         writer = csv.DictWriter(sys.stdout, fieldnames=ordered, lineterminator="\n")
@@ -143,74 +137,3 @@ def _plain(image: Path | Frame) -> str:
     if isinstance(image, Path):
         return image.stem
     return f"{Path(image.place).stem}-{image.seconds:.2f}s".replace(":", "-")
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """Images and frames that were asked for.
-
-    Args:
-        count: about how many, where that is known.
-        batch: how many go through the network together.
-        live: whether they are a camera's.
-    """
-
-    images: Iterable[Path | Frame | BadImageError]
-    count: int | None
-    batch: int
-    live: bool = False
-
-
-def _find(
-    places: list[str], every: float, over: Event, leave_out: Callable[[BadImageError], None]
-) -> _Asked:
-    from mobilenets.data.images import BadImageError, find_images
-    from mobilenets.data.video import Video
-    from mobilenets.deploy.predictor import BATCH
-
-    def frames(video: Video) -> Iterator[Frame | BadImageError]:
-        try:
-            yield from video.frames(over.is_set)
-        except BadImageError as error:
-            yield error
-
-    found: list[Path | Video] = []
-    count: int | None = 0
-    batch = BATCH
-    for place in chain.from_iterable(map(_videos_of, places)):
-        if not Video.names(place):
-            paths = find_images([place])
-            found += paths
-            count = None if count is None else count + len(paths)
-            continue
-        video = Video(place, every)
-        if video.camera is not None and len(places) > 1:
-            raise ValueError(f"{place} is watched until Ctrl-C: ask for it alone")
-        try:
-            length = video.count()
-        except BadImageError as error:
-            leave_out(error)
-            continue
-        if video.camera is not None:
-            return _Asked(frames(video), None, batch=1, live=True)
-        # Frames of a large video take much memory, and a file few.
-        batch = FRAMES
-        found.append(video)
-        count = None if count is None or length is None else count + length
-    images = chain.from_iterable(
-        frames(place) if isinstance(place, Video) else [place] for place in found
-    )
-    return _Asked(images, count, batch if count is None else max(1, min(count, batch)))
-
-
-def _videos_of(place: str) -> list[str]:
-    """A place, and before it the videos that it names where it is a pattern."""
-    from mobilenets.data.images import IMAGE_SUFFIXES
-    from mobilenets.data.video import Video
-
-    if Path(place).exists() or not glob.has_magic(place):
-        return [place]
-    matches = sorted(glob.glob(place, recursive=True))
-    videos = [match for match in matches if Video.names(match)]
-    photos = any(Path(match).suffix.lower() in IMAGE_SUFFIXES for match in matches)
-    return videos if videos and not photos else [*videos, place]

@@ -105,12 +105,17 @@ def find_images(places: Iterable[str | Path]) -> list[Path]:
         elif path.is_file():
             found.append(path)
         else:
-            matches = sorted(Path(match) for match in glob.glob(str(place), recursive=True))
-            matches = [m for m in matches if m.suffix.lower() in IMAGE_SUFFIXES and m.is_file()]
+            matches = [m for m in matches_of(place) if m.suffix.lower() in IMAGE_SUFFIXES]
             if not matches:
                 raise ValueError(f"{place}: there is no such image, folder or pattern of images")
             found += matches
     return found
+
+
+def matches_of(pattern: str | Path) -> list[Path]:
+    """The files that a glob pattern names, sorted."""
+    matches = sorted(Path(match) for match in glob.glob(str(pattern), recursive=True))
+    return [match for match in matches if match.is_file()]
 
 
 def images_below(folder: Path) -> Iterator[Path]:

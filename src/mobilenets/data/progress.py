@@ -38,7 +38,7 @@ def progress(what: str, total: int | None, unit: str = "images") -> Iterator[Adv
     Of several processes that `torchrun` started, the first one speaks for all.
 
     The block gets a function to call with the number of units just done. Nothing is shown for
-    loops that end within two seconds, nor for those without an end, whose total is None.
+    loops that end within two seconds, nor for those whose total is not known, which is None.
     """
     if total is None or not speaks():
         yield _silent

@@ -6,16 +6,17 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mobilenets.data.images import BadImageError
+from mobilenets.data.images import IMAGE_SUFFIXES, BadImageError, find_images, matches_of
 
 if TYPE_CHECKING:
     from cv2 import VideoCapture
@@ -175,3 +176,86 @@ def _length(capture: VideoCapture) -> tuple[float | None, float]:
 
     frames, rate = (capture.get(key) for key in (cv2.CAP_PROP_FRAME_COUNT, cv2.CAP_PROP_FPS))
     return (frames / rate if frames > 0 and rate > 0 else None), rate
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Photos and frames that were asked for.
+
+    Args:
+        images: in order; what is wrong with a video comes in its place.
+        count: about how many, where that is known.
+        videos: whether frames are among them.
+        live: whether they are a camera's, and have no end.
+    """
+
+    images: Iterable[Path | Frame | BadImageError]
+    count: int | None
+    videos: bool = False
+    live: bool = False
+
+
+def find_pictures(
+    places: Sequence[str],
+    every: float,
+    *,
+    leave_out: Callable[[BadImageError], None],
+    over: Callable[[], bool],
+) -> Pictures:
+    """The photos and the frames of videos that files, folders, glob patterns and cameras name; of folders the photos alone.
+
+    Args:
+        every: seconds from one frame to the next; 0 takes all.
+        leave_out: called for a video that can't be read; what it raises is raised here.
+        over: as of `Video.frames`.
+
+    Raises:
+        ValueError: a place names nothing, or a camera is not asked for alone.
+        ImportError: OpenCV is not installed, and a video is asked for.
+    """
+    found: list[Path | Video] = []
+    counts: list[int | None] = []
+    for place in chain.from_iterable(map(_videos_of, places)):
+        if not Video.names(place):
+            paths = find_images([place])
+            found += paths
+            counts.append(len(paths))
+            continue
+        video = Video(place, every)
+        live = video.camera is not None
+        if live and len(places) > 1:
+            raise ValueError(f"{place} is watched until Ctrl-C: ask for it alone")
+        try:
+            counts.append(video.count())
+        except BadImageError as error:
+            leave_out(error)
+            continue
+        if live:
+            return Pictures(_frames_of(video, over), None, videos=True, live=True)
+        found.append(video)
+    images = chain.from_iterable(
+        _frames_of(place, over) if isinstance(place, Video) else [place] for place in found
+    )
+    known = [count for count in counts if count is not None]
+    return Pictures(
+        images,
+        sum(known) if len(known) == len(counts) else None,
+        videos=any(isinstance(place, Video) for place in found),
+    )
+
+
+def _frames_of(video: Video, over: Callable[[], bool]) -> Iterator[Frame | BadImageError]:
+    try:
+        yield from video.frames(over)
+    except BadImageError as error:
+        yield error
+
+
+def _videos_of(place: str) -> list[str]:
+    """A place, and before it the videos that it names where it is a pattern."""
+    if Path(place).exists():
+        return [place]
+    matches = matches_of(place)
+    videos = [str(match) for match in matches if Video.names(str(match))]
+    photos = any(match.suffix.lower() in IMAGE_SUFFIXES for match in matches)
+    return videos if videos and not photos else [*videos, place]

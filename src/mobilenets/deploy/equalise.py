@@ -1,7 +1,7 @@
 """A network made ready for int8: channels of like ranges, and room for biases.
 
-One scale for a whole activation serves channels of like ranges best. A ReLU passes a factor through: what one layer's channel is divided by, the next layer's weights can be multiplied
-by, and the network computes the same (Nagel et al. 2019, arXiv 1906.04721, section 4.1; the factors are those of
+One scale for a whole activation serves channels of like ranges best. A ReLU passes a factor through: what one layer's
+channel is divided by, the next layer's weights can be multiplied by, and the network computes the same (Nagel et al. 2019, arXiv 1906.04721, section 4.1; the factors are those of
 Xiao et al. 2022, arXiv 2211.10438, equation 4, as weights have a scale for each output channel already).
 
 N images, C channels.
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mobilenets.architecture.layers import ConvUnit
 from mobilenets.deploy.exportable import steps_of, weighted_layer
-from mobilenets.deploy.simulate import LARGEST, LEVELS
+from mobilenets.deploy.simulate import LARGEST, Range
 
 SMALLEST = 1e-3
 # A quarter of what 32 bits hold: other images may ask for a smaller scale.
@@ -71,7 +71,7 @@ def room_for_biases(network: nn.Module, images_NCHW: Tensor) -> nn.Module:
     x_NCHW = images_NCHW
     for step in steps_of(roomy).values():
         layer = weighted_layer(step)
-        scale = float(x_NCHW.max().clamp(min=0) - x_NCHW.min().clamp(max=0)) / LEVELS
+        scale = Range.of(x_NCHW).scale
         x_NCHW = step(x_NCHW)
         if layer is None or layer.bias is None or not scale:
             continue

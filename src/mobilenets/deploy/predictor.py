@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mobilenets.data.files import read_json
 from mobilenets.data.images import BadImageError
-from mobilenets.data.video import Frame
+from mobilenets.data.video import Frame, Pictures
 from mobilenets.deploy.bundle import MANIFEST, checksums, folder_of
 from mobilenets.deploy.target import FLOAT, TARGETS, Target
 from mobilenets.runtimes.model import Model, find_runtime
@@ -28,6 +28,8 @@ from mobilenets.training.stages import Stages
 from mobilenets.training.task import Prediction
 
 BATCH = 32
+# Frames of a large video take much memory.
+FRAMES = 8
 TORCH = "torch"
 # So many calls tell which runtime is the fastest.
 TRIALS = 5
@@ -92,6 +94,14 @@ def _fastest(engines: Sequence[Engine], run: Run, batch: int) -> Engine:
     return min(engines, key=milliseconds)
 
 
+def batch_for(pictures: Pictures) -> int:
+    """How many of them go through the network together; a camera's frames are answered one by one."""
+    if pictures.live:
+        return 1
+    most = FRAMES if pictures.videos else BATCH
+    return most if pictures.count is None else max(1, min(pictures.count, most))
+
+
 def predict_images(
     run: Run,
     images: Iterable[Path | Frame | BadImageError],
@@ -126,8 +136,8 @@ def predict_images(
             group = list(islice(waiting, batch_size))
             return list(zip(group, pool.map(prepare, group), strict=True))
 
+        following = ahead.submit(take)
         try:
-            following = ahead.submit(take)
             while group := following.result():
                 stages.lap("images")
                 following = ahead.submit(take)

@@ -36,9 +36,14 @@ class Range:
         """Zero is always in it, as padding needs."""
         return cls(min(0.0, float(values.min())), max(0.0, float(values.max())))
 
+    @property
+    def scale(self) -> float:
+        """From one of 256 values to the next; 0 where all are zero."""
+        return (self.upper - self.lower) / LEVELS
+
     def round(self, values: Tensor) -> Tensor:
         """The nearest of 256 values."""
-        scale = max(self.upper - self.lower, 1e-12) / LEVELS
+        scale = max(self.scale, 1e-12 / LEVELS)
         zero = round(-self.lower / scale)
         return torch.fake_quantize_per_tensor_affine(values, scale, zero, 0, LEVELS)
 
