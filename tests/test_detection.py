@@ -9,11 +9,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import box_iou
 
 from mobilenets.architecture import MobileNetSpec
-from mobilenets.architecture.detector import DetectorSpec
+from mobilenets.architecture.detector import DetectorSpec, Selection
 from mobilenets.architecture.network import MobileNet
 from mobilenets.cost import cost
 from mobilenets.data.box_loader import EMPTY
-from mobilenets.tasks.detection.boxes import CODER, Selection, boxes_of, objects_in
+from mobilenets.tasks.detection.boxes import CODER, boxes_of, objects_in
 from mobilenets.tasks.detection.faster_rcnn import FasterRcnn
 from mobilenets.tasks.detection.loss import detection_loss, match
 from mobilenets.tasks.detection.ssd import PyramidSsd, Ssd

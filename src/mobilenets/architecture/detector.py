@@ -144,6 +144,24 @@ class DetectorSpec:
         return "torch" if self.body.padding == "torch" else "tensorflow"
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Which of a detector's boxes are told.
+
+    Args:
+        score: the least that a box may have; every class of a box has its own.
+        overlap: of two boxes of one class that overlap by more than this (intersection over union), the one with the
+            lower score goes.
+        most: boxes in an image.
+        candidates: so many of the best scores are looked at.
+    """
+
+    score: float = 0.01
+    overlap: float = 0.6
+    most: int = 100
+    candidates: int = 1000
+
+
 Spec = MobileNetSpec | DetectorSpec
 
 

@@ -42,16 +42,29 @@ def predict(
     draw: Annotated[
         Path | None, typer.Option(help="A folder for copies of the images with the answer on them.")
     ] = None,
+    score: Annotated[
+        float | None, typer.Option(min=0, max=1, help="The least a detector tells with; 0.5.")
+    ] = None,
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            min=32, help="A detector also looks at parts of so many pixels, of large images."
+        ),
+    ] = None,
+    coco: Annotated[
+        Path | None,
+        typer.Option(help="Write COCO's results, with the numbers of this annotation file."),
+    ] = None,
     runtime: Annotated[
         str, typer.Option(help="auto (the fastest), torch, or one that the run was exported for.")
     ] = "auto",
     on_bad_image: BadImageOption = "stop",
     as_json: JsonFlag = False,
 ) -> None:
-    """Predict the five most likely labels of each image."""
+    """Predict the five most likely labels of each image, or what a detector finds in it."""
     skip_or_stop = on_bad_image_choice(on_bad_image)
-    if as_json and as_csv:
-        raise ValueError("give --json or --csv, not both")
+    if as_json + as_csv + (coco is not None) > 1:
+        raise ValueError("give one of --json, --csv and --coco")
     if not 0 <= every < math.inf:
         raise ValueError(f"--every is a number of seconds, at least 0, not {every:g}")
 
@@ -59,6 +72,8 @@ def predict(
     from mobilenets.data.progress import progress
     from mobilenets.data.video import Frame, find_pictures
     from mobilenets.deploy.predictor import batch_for, find_engine, predict_images
+    from mobilenets.tasks.detection.coco_results import CocoResults
+    from mobilenets.tasks.detection.prediction import BoxPrediction
     from mobilenets.training.run import Run
     from mobilenets.training.stages import Stages
 
@@ -68,8 +83,15 @@ def predict(
         note(f"warning: left out: {error}")
 
     opened = Run.load(run)
+    if opened.task.name != "detection" and (score, tile, coco) != (None, None, None):
+        raise ValueError(f"--score, --tile and --coco are for detectors, and {run} is none")
+    results = CocoResults(coco) if coco is not None else None
+    # Whoever scores them wants them all.
+    score = 0.01 if score is None and results is not None else score
     over = Event()
     pictures = find_pictures(images, every, leave_out=leave_out, over=over.is_set)
+    if results is not None and pictures.videos:
+        raise ValueError("--coco is for photos: COCO's files number no frames of videos")
     batch = batch_for(pictures)
     engine = find_engine(opened, runtime, batch=batch)
     rows: list[dict[str, Any]] = []
@@ -83,7 +105,14 @@ def predict(
         suppress(KeyboardInterrupt) if pictures.live else nullcontext(),
     ):
         for image, prediction in predict_images(
-            opened, pictures.images, engine, batch_size=batch, stages=stages, over=over
+            opened,
+            pictures.images,
+            engine,
+            batch_size=batch,
+            stages=stages,
+            over=over,
+            side=tile,
+            score=score,
         ):
             advance(1)
             if isinstance(prediction, BadImageError):
@@ -93,6 +122,11 @@ def predict(
             said += 1
             if draw is not None:
                 _draw(image, prediction, draw / f"{said:06}-{_plain(image)}.jpg")
+            if results is not None:
+                assert isinstance(image, Path)
+                assert isinstance(prediction, BoxPrediction)
+                rows += results.rows(image, prediction)
+                continue
             if not as_json and not as_csv:
                 typer.echo(f"{image}: {prediction}")
                 continue
@@ -106,9 +140,9 @@ def predict(
                 rows.append({**place, "runtime": engine.runtime, **prediction.to_dict()})
     if not said:
         fail("no image could be read")
-    if not as_json and not as_csv:
+    if not as_json and not as_csv and results is None:
         note(f"through {engine.runtime}, {stages.images_per_second():,.0f} images/s ({stages})")
-    if as_json:
+    if as_json or results is not None:
         print_json(rows)
     if as_csv:
         # Where nothing was found in any image, no row tells the columns.

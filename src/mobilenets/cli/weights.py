@@ -40,7 +40,7 @@ def list_weights(as_json: JsonFlag = False) -> None:
     rows = (
         (
             entry.name,
-            f"{entry.top1:.1f}",
+            "" if entry.top1 is None else f"{entry.top1:.1f}",
             f"{entry.cost.mult_adds / 1e6:,.0f}",
             format_quantity(entry.bytes, "B"),
             entry.licence.partition(" ")[0],
@@ -48,7 +48,7 @@ def list_weights(as_json: JsonFlag = False) -> None:
         for entry in PUBLISHED_WEIGHTS
     )
     columns = ("weights", "top-1 reported, %", "mult-adds, M", "size", "licence")
-    print_table("Published weights of MobileNet V1 on ImageNet", columns, rows)
+    print_table("Published weights of MobileNet V1, on ImageNet and COCO", columns, rows)
 
 
 @weights.command()

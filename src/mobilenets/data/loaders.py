@@ -108,6 +108,19 @@ class Shard:
 WHOLE = Shard()
 
 
+def join(batches: Sequence[Batch]) -> Batch:
+    """Batches as one; images that have fewer boxes than others get empty rows."""
+    images = torch.cat([batch.images_NCHW for batch in batches])
+    targets = [batch.targets_N for batch in batches]
+    if targets[0].dim() == 3:
+        most = max(rows_NMD.shape[1] for rows_NMD in targets)
+        targets = [
+            F.pad(rows_NMD, (0, 0, 0, most - rows_NMD.shape[1]), value=-1.0) for rows_NMD in targets
+        ]
+    sizes = [batch.sizes_N2 for batch in batches if batch.sizes_N2 is not None]
+    return Batch(images, torch.cat(targets), len(images), torch.cat(sizes) if sizes else None)
+
+
 class Loader(Protocol):
     """Batches of one split."""
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Protocol, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from mobilenets.architecture.detector import Spec
-from mobilenets.architecture.layers import ConvUnit
-from mobilenets.architecture.network import MobileNet
+from mobilenets.architecture.detector import Selection, Spec
 from mobilenets.architecture.preprocessing import Preprocessing, channel_order
-from mobilenets.architecture.spec import MobileNetSpec
+from mobilenets.architecture.steps import Steps, Stepwise
 from mobilenets.deploy.fold import fold_batch_norm
 from mobilenets.training.run import Run
+from mobilenets.training.task import Form
 
 LARGEST_BATCH = 4096
 LEVELS = 255
@@ -41,9 +41,11 @@ class Exportable:
     """A network as every target takes it.
 
     Args:
-        network: in evaluation mode, batch norm folded; images (N, C, H, W) to outputs (N, K).
+        network: in evaluation mode, batch norm folded; images (N, C, H, W) to outputs.
         input_shape: an image's (C, H, W).
         labels: of the outputs; empty where they have none.
+        form: of the outputs, before a selection.
+        selection: which boxes the file tells; None where it tells every output.
         int8: how to quantise it; None leaves it in float.
     """
 
@@ -51,24 +53,25 @@ class Exportable:
     input_shape: tuple[int, int, int]
     preprocessing: Preprocessing
     labels: tuple[str, ...] = field(default=())
+    form: Form = "network"
+    selection: Selection | None = None
     int8: Int8 | None = None
 
     @classmethod
     def of_run(cls, run: Run) -> Self:
-        """A run's network, folded.
+        """A run's network, folded, and what follows on it in a file.
 
         Raises:
-            ValueError: it detects: only classifiers are exported.
+            ValueError: no file can hold it.
         """
-        if not isinstance(run.spec, MobileNetSpec):
-            raise ValueError(f"{run.folder} is a {run.spec}: detectors can't be exported yet")
-        model = cls.of_network(run.model, run.spec)
+        form: Form = "network" if run.task.selection is None else "boxes"
+        model = cls.of_network(run.task.in_file(run.model, form), run.spec)
         labels = list(run.labels)
-        head = run.model.classifier
+        head = getattr(run.model, "classifier", None)
         if isinstance(head, nn.Linear):
             # A recipe may ask for more outputs than there are classes.
             labels += [f"unused {number}" for number in range(len(labels), head.out_features)]
-        return replace(model, preprocessing=run.preprocessing, labels=tuple(labels))
+        return replace(model, preprocessing=run.preprocessing, labels=tuple(labels), form=form)
 
     @classmethod
     def of_network(cls, network: nn.Module, spec: Spec) -> Self:
@@ -88,6 +91,13 @@ class Exportable:
     def quantised(self, int8: Int8 | None) -> Self:
         """The same, to be quantised so."""
         return replace(self, int8=int8)
+
+    @property
+    def output(self) -> str:
+        """What the outputs are called."""
+        if self.selection is not None:
+            return "found"
+        return "logits" if self.form == "network" else self.form
 
     def pixels(self, images_NCHW: Tensor) -> Tensor:
         """Values from 0 to 255 of images that are normalised."""
@@ -116,35 +126,38 @@ class Exportable:
         return torch.export.export(module, (self.example(2),), dynamic_shapes=(sizes,))
 
 
-class Head(nn.Module):
-    """What follows the last feature map: pool, classify."""
+def steps_of(network: nn.Module) -> Steps:
+    """The network's convolutions.
 
-    def __init__(self, network: MobileNet) -> None:
-        super().__init__()
-        self.pool, self.classifier = network.pool, network.classifier
-
-    def forward(self, features_NCHW: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, K)."""
-        outputs_NK: Tensor = self.classifier(self.pool(features_NCHW).flatten(1))
-        return outputs_NK
-
-
-def steps_of(network: nn.Module) -> dict[str, ConvUnit | Head]:
-    """The network as a chain, by name: each step computes from what the one before gave.
-
-    >>> from mobilenets.architecture.spec import MobileNetSpec
-    >>> names = list(steps_of(MobileNet(MobileNetSpec())))
-    >>> names[0], names[1], names[-1], len(names)
-    ('conv0', 'block1.depthwise', 'classifier', 28)
+    Raises:
+        ValueError: it can't be taken apart.
     """
-    assert isinstance(network, MobileNet)
-    units = {
-        name: unit for name, unit in network.body.named_modules() if isinstance(unit, ConvUnit)
-    }
-    return {**units, "classifier": Head(network)}
+    return cast(Stepwise, network).steps()
 
 
-def weighted_layer(step: ConvUnit | Head) -> nn.Conv2d | nn.Linear | None:
-    """The layer of a step that has weights; none in a head that only pools."""
-    layer = step.conv if isinstance(step, ConvUnit) else step.classifier
-    return layer if isinstance(layer, nn.Conv2d | nn.Linear) else None
+class Placing(Protocol):
+    """A network that finds boxes, as TensorFlow's post-processing takes it."""
+
+    boxes_A4: Tensor
+
+    def parts(self, images_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """How boxes (left, top, right, bottom) are moved (N, A, 4), and scores, the background's first (N, A, 1 + K)."""
+
+
+def tail_of(operations: Sequence[tuple[str, Collection[str], bool]]) -> set[str]:
+    """Those that no convolution takes the output of, such as what places boxes: int8 leaves them in float.
+
+    Args:
+        operations: what each makes, what it takes, and whether it is a convolution, in the order in which they compute.
+
+    >>> sorted(tail_of([("a", ["image"], True), ("b", ["a"], False), ("c", ["b"], True), ("d", ["c"], False)]))
+    ['d']
+    """
+    needed: set[str] = set()
+    tail = set()
+    for name, takes, weighted in reversed(operations):
+        if weighted or name in needed:
+            needed.update(takes)
+        else:
+            tail.add(name)
+    return tail

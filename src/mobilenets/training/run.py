@@ -26,6 +26,7 @@ from mobilenets.architecture.detector import Spec, spec_from_dict
 from mobilenets.architecture.preprocessing import Preprocessing
 from mobilenets.data.files import read_json, sha256, write_aside
 from mobilenets.data.images import image_to_tensor, read_image
+from mobilenets.data.parts import Part, parts_of
 from mobilenets.data.transforms import fit, normalise
 from mobilenets.training.checkpoint import write_json, write_weights
 from mobilenets.training.recipe import Recipe, read_recipe
@@ -212,13 +213,27 @@ class Run:
         Args:
             image: a path, a Pillow image, or a uint8 array (H, W, C).
         """
+        inputs_1CHW, _ = self.prepare_parts(image, None)
+        return inputs_1CHW
+
+    def prepare_parts(
+        self, image: ImageLike, side: int | None
+    ) -> tuple[torch.Tensor, tuple[Part, ...]]:
+        """An image and parts of it as the network's inputs: float32 (P, C, H, W), and where they are.
+
+        Args:
+            side: of the parts, in pixels; None takes the whole alone.
+        """
         channels = self.preprocessing.channel_count
         if isinstance(image, str | Path):
             pixels_CHW = read_image(Path(image), channels)
         else:
             picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
             pixels_CHW = image_to_tensor(picture, channels)
-        return normalise(fit(pixels_CHW, self.preprocessing)[None], self.preprocessing)
+        _, height, width = pixels_CHW.shape
+        parts = parts_of(width, height, side or max(width, height))
+        inputs = [fit(part.cut(pixels_CHW), self.preprocessing) for part in parts]
+        return normalise(torch.stack(inputs), self.preprocessing), parts
 
     def predict(self, image: ImageLike) -> Prediction:
         """What the model says about one image.

@@ -12,9 +12,9 @@ from mobilenets.cost.count import count
 from mobilenets.cost.quantities import format_quantity
 from mobilenets.data.files import write_aside
 from mobilenets.data.transforms import scaled, to_picture
-from mobilenets.deploy.parity import Parity
 from mobilenets.runtimes.timing import Timing
 from mobilenets.tasks.classification.analysis import Analysis, Mistake
+from mobilenets.training.agreement import Parity
 from mobilenets.training.curves import read_curves
 from mobilenets.training.run import Run
 from mobilenets.web.pages import data_uri, render

@@ -17,7 +17,7 @@ from mobilenets.weights.imported import ImportedWeights, Said
 from mobilenets.weights.registry import HUB, PublishedFile, find_weights
 from mobilenets.weights.state import read_safetensors
 
-_PUBLISHED = re.compile(r"[a-z0-9-]+/\d[\w.-]*")
+_PUBLISHED = re.compile(r"[a-z0-9-]+/(?:[a-z]+[\dx]+/)?\d[\w.-]*")
 _REPOSITORY = re.compile(rf"{re.escape(HUB)}[^/]+/[^/]+/?")
 
 

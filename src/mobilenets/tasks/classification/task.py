@@ -35,6 +35,7 @@ from mobilenets.tasks.classification.metrics import FIGURES, ClassificationMetri
 from mobilenets.tasks.classification.prediction import ClassPrediction, Guess
 from mobilenets.tasks.classification.probe import fit_classifier
 from mobilenets.tasks.classification.recipes import CIFAR, DIGITS, FINETUNE, MODERN, RECIPES
+from mobilenets.training.agreement import Parity, compare
 from mobilenets.training.recipe import Recipe
 from mobilenets.training.task import Prediction, Task, TrainingData
 
@@ -59,6 +60,8 @@ class Classification(Task):
     default_model: ClassVar[str] = "0.5-160"
     class_layers: ClassVar[tuple[str, ...]] = ("classifier.",)
     monitor: ClassVar[str] = "top1"
+    figure_title: ClassVar[str] = "top-1"
+    answers: ClassVar[str] = "first guesses"
     figures: ClassVar[tuple[str, ...]] = FIGURES
 
     def __init__(
@@ -283,6 +286,9 @@ class Classification(Task):
 
     def metrics(self) -> ClassificationMetrics:
         return ClassificationMetrics(self._labels, self.outputs)
+
+    def compare(self, reference: NDArray[np.float32], other: NDArray[np.float32]) -> Parity:
+        return compare(reference, other)
 
     def decode(self, outputs: NDArray[np.float32]) -> list[Prediction]:
         logits_NK = outputs.astype(np.float64)

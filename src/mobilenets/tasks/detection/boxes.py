@@ -15,30 +15,12 @@ from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import batched_nms
 
-from mobilenets.architecture.detector import DetectorSpec, levels_of
+from mobilenets.architecture.detector import DetectorSpec, Selection, levels_of
 
 Scores = Literal["sigmoid", "softmax"]
 
 # An output of 1 moves a box by a tenth of its side, or changes its side by e ** 0.2.
 CODER = BoxCoder((10.0, 10.0, 5.0, 5.0))
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which of a detector's boxes are told.
-
-    Args:
-        score: the least that a box may have; every class of a box has its own.
-        overlap: of two boxes of one class that overlap by more than this (intersection over union), the one with the
-            lower score goes.
-        most: boxes in an image.
-        candidates: so many of the best scores are looked at.
-    """
-
-    score: float = 0.01
-    overlap: float = 0.6
-    most: int = 100
-    candidates: int = 1000
 
 
 @dataclass(frozen=True)
@@ -75,11 +57,34 @@ def objects_in(
     >>> found.boxes_M4, found.labels_M
     (tensor([[0.1000, 0.2000, 0.5000, 0.6000]]), tensor([1]))
     """
-    moves_NA4, logits_NAK = outputs_NAD[..., :4].float(), outputs_NAD[..., 4:].float()
-    shares_NAK = logits_NAK.sigmoid() if scores == "sigmoid" else logits_NAK.softmax(-1)
+    outputs_NAD = outputs_NAD.float()
+    placed_NA4 = place(outputs_NAD[..., :4], boxes_A4)
+    return select(
+        torch.cat([placed_NA4, shares_of(outputs_NAD[..., 4:], scores)[..., 1:]], -1), selection
+    )
+
+
+def place(moves_NA4: Tensor, boxes_A4: Tensor) -> Tensor:
+    """Where boxes are after the network has moved them, within the image: (N, A, 4)."""
+    # The same for both sides.
+    moved, _, grown, _ = CODER.weights
+    sizes_A2 = boxes_A4[:, 2:] - boxes_A4[:, :2]
+    centres_A2 = boxes_A4[:, :2] + sizes_A2 / 2
+    centres_NA2 = moves_NA4[..., :2] / moved * sizes_A2 + centres_A2
+    growth_NA2 = (moves_NA4[..., 2:] / grown).clamp(max=CODER.bbox_xform_clip)
+    halves_NA2 = growth_NA2.exp() * sizes_A2 / 2
+    return torch.cat([centres_NA2 - halves_NA2, centres_NA2 + halves_NA2], -1).clamp(0, 1)
+
+
+def shares_of(logits_NAK: Tensor, scores: Scores) -> Tensor:
+    """Scores from 0 to 1, the background's first."""
+    return logits_NAK.sigmoid() if scores == "sigmoid" else logits_NAK.softmax(-1)
+
+
+def select(placed_NAD: Tensor, selection: Selection = EVERYTHING) -> list[Objects]:
+    """The best of boxes that are placed and have a score for each class (N, A, 4 + K), image by image."""
     return [
-        _objects(CODER.decode_single(moves_A4, boxes_A4).clamp(0, 1), shares_AK[:, 1:], selection)
-        for moves_A4, shares_AK in zip(moves_NA4, shares_NAK, strict=True)
+        _objects(placed_AD[:, :4], placed_AD[:, 4:], selection) for placed_AD in placed_NAD.float()
     ]
 
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from PIL import Image, ImageDraw, ImageFont
+from torchvision.ops import batched_nms
 
+from mobilenets.architecture.detector import Selection
+from mobilenets.data.parts import Part
 from mobilenets.training.task import Prediction
 
+# A box that ends so near to an edge of a part, as a share of its side, is of something that goes on beyond it.
+_EDGE = 0.01
 _COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
 
 
@@ -76,3 +83,47 @@ class BoxPrediction(Prediction):
             pen.rectangle(pen.textbbox(place, text, font), fill=colour)
             pen.text(place, text, "white", font)
         return drawn
+
+
+def join_parts(predictions: Sequence[Prediction], parts: Sequence[Part]) -> BoxPrediction:
+    """What was found in an image and in parts of it, each thing once.
+
+    What a part cuts off is left to the part that overlaps with it there, or to the whole.
+    """
+    objects = [
+        moved
+        for prediction, part in zip(predictions, parts, strict=True)
+        if isinstance(prediction, BoxPrediction)
+        for found in prediction.objects
+        if (moved := _moved(found, part)) is not None
+    ]
+    if not objects:
+        return BoxPrediction(())
+    kept = batched_nms(
+        torch.tensor([found.box for found in objects]),
+        torch.tensor([found.score for found in objects]),
+        torch.tensor([found.index for found in objects]),
+        Selection().overlap,
+    )
+    return BoxPrediction(tuple(objects[place] for place in kept.tolist()))
+
+
+def _moved(found: Found, part: Part) -> Found | None:
+    """A thing in a part as one in the whole; None where the part cuts it off."""
+    left, top, right, bottom = found.box
+    inner = (
+        (left, part.left > 0),
+        (top, part.top > 0),
+        (1 - right, part.right < 1),
+        (1 - bottom, part.bottom < 1),
+    )
+    if any(distance < _EDGE for distance, goes_on in inner if goes_on):
+        return None
+    width, height = part.right - part.left, part.bottom - part.top
+    box = (
+        part.left + width * left,
+        part.top + height * top,
+        part.left + width * right,
+        part.top + height * bottom,
+    )
+    return replace(found, box=box)

@@ -40,4 +40,16 @@ SSD_PAPER = Recipe(
 """As TensorFlow trained SSD300 on MobileNet for COCO (`ssd_mobilenet_v1_coco.config`): RMSprop, batches of 24, 200,000 steps, which
 are 41 epochs of COCO; the rate would go down by 0.95 after 163 epochs, and never does; crops and mirroring."""
 
-RECIPES = {recipe.name: recipe for recipe in (SSD_FINETUNE, SSD_PAPER)}
+FRCNN_FINETUNE = SSD_FINETUNE.model_copy(
+    update={
+        "name": "frcnn-finetune",
+        "epochs": 20,
+        "batch_size": 4,
+        "optimizer": OptimizerChoice(name="adamw", lr=3e-4, weight_decay=0.02),
+        "augmentation": AugmentationChoice(mirror=True, colour=1.0),
+        "ema_decay": 0.998,
+    }
+)
+"""The same for Faster R-CNN, whose steps cost twenty times as much: small batches, whole images, fewer epochs."""
+
+RECIPES = {recipe.name: recipe for recipe in (SSD_FINETUNE, FRCNN_FINETUNE, SSD_PAPER)}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,8 @@ from mobilenets.architecture.detector import (
 )
 from mobilenets.architecture.layer_rows import Layer
 from mobilenets.architecture.layers import ConvUnit
-from mobilenets.architecture.network import MobileNet, forward_blocks
+from mobilenets.architecture.network import MobileNet, forward_blocks, units_of
+from mobilenets.architecture.steps import Step, Steps, chain
 
 # TensorFlow's; what lies behind it is batch norm, or a score that should begin near nothing.
 _DEVIATION = 0.03
@@ -76,6 +77,37 @@ class Ssd(nn.Module):
             maps.append(extra(maps[-1]))
         boxes = [head(x_NCHW) for head, x_NCHW in zip(self.box_heads, maps, strict=True)]
         scores = [head(x_NCHW) for head, x_NCHW in zip(self.score_heads, maps, strict=True)]
+        return self._joined(boxes, scores)
+
+    def steps(self) -> Steps:
+        """Its convolutions: the body's, the levels beyond it, the heads of all levels."""
+        modules: dict[str, Step] = {**units_of(self.body)}
+        sources = chain(modules)
+        maps = [f"block{number}.pointwise" for number in TAPS[1:]]
+        for level, extra in enumerate(self.extras, start=len(maps)):
+            assert isinstance(extra, nn.Sequential)
+            units: dict[str, Step] = {
+                f"level{level}.{part}": unit  # type: ignore[misc]
+                for part, unit in zip(("narrow", "wide"), extra, strict=True)
+            }
+            sources |= chain(units, maps[-1])
+            modules |= units
+            maps.append(f"level{level}.wide")
+        for part, heads in (("boxes", self.box_heads), ("scores", self.score_heads)):
+            for level, head in enumerate(heads):
+                assert isinstance(head, nn.Conv2d)
+                modules[f"level{level}.{part}"] = head
+                sources[f"level{level}.{part}"] = maps[level]
+        return Steps(modules, sources, self._join)
+
+    def _join(self, ends: Mapping[str, Tensor]) -> Tensor:
+        boxes, scores = (
+            [ends[f"level{level}.{part}"] for level in range(len(self.box_heads))]
+            for part in ("boxes", "scores")
+        )
+        return torch.cat(self._joined(boxes, scores), -1)
+
+    def _joined(self, boxes: Sequence[Tensor], scores: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         return _by_box(boxes, 4), _by_box(scores, self.num_classes + 1)
 
 

@@ -12,29 +12,36 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mobilenets.architecture.detector import DetectorSpec, Spec, spec_from_dict
+from mobilenets.architecture.detector import DetectorSpec, Selection, Spec, spec_from_dict
 from mobilenets.architecture.preprocessing import Preprocessing, channel_order
 from mobilenets.data.box_loader import BoxDistortion, make_box_loader
 from mobilenets.data.boxes import BoxSource, BoxSplit, open_boxes, usable
 from mobilenets.data.doctor import Report
 from mobilenets.data.loaders import Batch, Loader, OnBadImage
+from mobilenets.data.parts import Part
 from mobilenets.tasks.detection.boxes import (
     EVERYTHING,
     Objects,
     Scores,
-    Selection,
     boxes_of,
     objects_in,
+    select,
 )
 from mobilenets.tasks.detection.doctor import check
 from mobilenets.tasks.detection.faster_rcnn import FasterRcnn, objects_of
+from mobilenets.tasks.detection.file import (
+    BoxAgreement,
+    FoundBoxes,
+    PlacedBoxes,
+    compare_objects,
+)
 from mobilenets.tasks.detection.loss import detection_loss
 from mobilenets.tasks.detection.metrics import FIGURES, DetectionMetrics
-from mobilenets.tasks.detection.prediction import BoxPrediction, Found
-from mobilenets.tasks.detection.recipes import RECIPES, SSD_FINETUNE
+from mobilenets.tasks.detection.prediction import BoxPrediction, Found, join_parts
+from mobilenets.tasks.detection.recipes import FRCNN_FINETUNE, RECIPES, SSD_FINETUNE
 from mobilenets.tasks.detection.ssd import PyramidSsd, Ssd
 from mobilenets.training.recipe import Recipe
-from mobilenets.training.task import Prediction, Task, TrainingData
+from mobilenets.training.task import Form, Prediction, Task, TrainingData
 
 _NETWORKS: dict[str, Callable[[DetectorSpec, int], nn.Module]] = {
     "ssd": Ssd,
@@ -43,7 +50,7 @@ _NETWORKS: dict[str, Callable[[DetectorSpec, int], nn.Module]] = {
 }
 EVALUATION_BATCH = 16
 # What is told to people: fewer than what is measured.
-TOLD = Selection(score=0.5)
+TOLD = 0.5
 # What images with boxes can be changed by.
 _CHANGES = ("mirror", "colour", "expand", "crop", "mosaic")
 
@@ -57,6 +64,8 @@ class Detection(Task):
         preprocessing: how an image becomes the input.
         source: the data, where the task is made for training.
         scores: what becomes of the network's scores.
+        form: of the outputs that it reads.
+        score: the least that a box is told with.
     """
 
     name: ClassVar[str] = "detection"
@@ -69,6 +78,8 @@ class Detection(Task):
         "second.box_predictor.",
     )
     monitor: ClassVar[str] = "map"
+    figure_title: ClassVar[str] = "mAP"
+    answers: ClassVar[str] = "boxes"
     figures: ClassVar[tuple[str, ...]] = FIGURES
 
     def __init__(
@@ -78,12 +89,16 @@ class Detection(Task):
         preprocessing: Preprocessing,
         source: BoxSource | None = None,
         scores: Scores = "sigmoid",
+        form: Form = "network",
+        score: float = TOLD,
     ) -> None:
         self._spec = spec
         self._labels = tuple(labels)
         self._preprocessing = preprocessing
         self._source = source
         self._scores = scores
+        self._form: Form = "found" if spec.framework == "frcnn" else form
+        self._told_from = replace(EVERYTHING, score=score)
         self._boxes_A4 = boxes_of(spec)
 
     @classmethod
@@ -92,8 +107,8 @@ class Detection(Task):
 
     @classmethod
     def default_recipe(cls, spec: Spec, where: str, *, pretrained: bool = False) -> Recipe:
-        del spec, where, pretrained
-        return SSD_FINETUNE
+        del where, pretrained
+        return FRCNN_FINETUNE if _detector(spec).framework == "frcnn" else SSD_FINETUNE
 
     @classmethod
     def from_data(
@@ -273,12 +288,46 @@ class Detection(Task):
     def metrics(self) -> DetectionMetrics:
         return DetectionMetrics(self._labels, self._find, self._lose)
 
+    @property
+    def selection(self) -> Selection:
+        return EVERYTHING
+
+    def in_file(self, model: nn.Module, form: Form) -> nn.Module:
+        if not isinstance(model, Ssd | PyramidSsd):
+            raise ValueError(
+                f"{self._spec} can't be exported: its second stage looks at as many boxes as the first proposes, and "
+                "the runtimes of phones take no such graph; train ssd300 for them"
+            )
+        placed = PlacedBoxes(model, self._boxes_A4, self._scores)
+        return FoundBoxes(placed, self.selection) if form == "found" else placed
+
+    def reading(self, form: Form, score: float | None = None) -> Detection:
+        return type(self)(
+            self._spec,
+            self._labels,
+            self._preprocessing,
+            scores=self._scores,
+            form=form,
+            score=TOLD if score is None else score,
+        )
+
+    def join(self, predictions: Sequence[Prediction], parts: Sequence[Part]) -> BoxPrediction:
+        return join_parts(predictions, parts)
+
+    def compare(self, reference: NDArray[np.float32], other: NDArray[np.float32]) -> BoxAgreement:
+        return compare_objects(*(self._find(torch.from_numpy(one)) for one in (reference, other)))
+
     def decode(self, outputs: NDArray[np.float32]) -> list[Prediction]:
-        return [self._told(objects) for objects in self._find(torch.from_numpy(outputs), TOLD)]
+        return [
+            self._told(objects)
+            for objects in self._find(torch.from_numpy(outputs), self._told_from)
+        ]
 
     def _find(self, outputs_N: Tensor, selection: Selection = EVERYTHING) -> list[Objects]:
-        if self._spec.framework == "frcnn":
+        if self._form == "found":
             return objects_of(outputs_N, selection.score)
+        if self._form == "boxes":
+            return select(outputs_N, selection)
         return objects_in(outputs_N, self._boxes_A4, self._scores, selection)
 
     def _losses(self, outputs_NAD: Tensor, told_NMD: Tensor) -> dict[str, Tensor]:
@@ -286,8 +335,8 @@ class Detection(Task):
         return detection_loss(outputs_NAD, told_NMD, boxes_A4, self._scores, focal=focal)
 
     def _lose(self, outputs_N: Tensor, told_NMD: Tensor) -> Tensor:
-        if self._spec.framework == "frcnn":
-            # Its two stages give a loss only while they are taught.
+        if self._form != "network":
+            # Faster R-CNN's two stages give a loss only while they are taught, and files give none.
             return outputs_N.new_zeros(())
         return self._losses(outputs_N, told_NMD)["loss"]
 
