@@ -5,9 +5,8 @@
 SHARED holds the ImageNet weights of 1.0-224 and `data/imagenet_samples.tar`. Needs timm and the extras litert,
 executorch and openvino. Three comparisons, written to docs/results/inference.json:
 
-- one image through 1.0-224 in every runtime, in floats and in int8, in turns with timm's eager `mobilenetv1_100`;
-- ONNX Runtime as `predict` opens it, in turns with ONNX Runtime used plainly on the same file, a few seconds each at a time: its threads
-  spin after a call, and would take the cores from whoever comes next;
+- one image through 1.0-224 in every runtime, in floats and in int8, in turns with timm's eager `mobilenetv1_100`, and with ONNX Runtime
+  used plainly on the same file;
 - `predict` on 1,000 photos from file to label, in turns with timm's usual loop in a process of its own: Pillow, its own transform, batches of
   32, eager;
 - int8 against floats in the same runtime for four sizes of the family.
@@ -39,8 +38,6 @@ from mobilenets.training.run import Run
 from mobilenets.training.stages import Stages
 
 LARGEST = PUBLISHED[-1]
-# Seconds at a time.
-BLOCK = 4.0
 
 
 def bundle_of(run: Run, target: str, precision: str, images: list[str]) -> Path:
@@ -88,24 +85,10 @@ def one_image(run: Run, images: list[str], threads: int, seconds: float) -> dict
             file = bundle_of(run, target, precision, images)
             models[f"{target} {precision}"] = TARGETS[target].open(file, threads)
     if str(spec) == "1.0-224":
+        models["plain onnxruntime"] = Plain(bundle_of(run, "onnx", FLOAT, images), threads)
         models["timm eager"] = PEERS["timm"].open(threads)
     calls = {name: (lambda model=model: model.run(random)) for name, model in models.items()}
     return time_calls(calls, seconds=seconds)
-
-
-def plainly(run: Run, images: list[str], threads: int, rounds: int) -> dict[str, list[float]]:
-    """Medians in milliseconds of ours and of ONNX Runtime as its users open it."""
-    file, spec = bundle_of(run, "onnx", FLOAT, images), run.spec
-    random = np.random.default_rng(0).standard_normal(
-        (1, 3, spec.height, spec.across), dtype=np.float32
-    )
-    models = {"ours": TARGETS["onnx"].open(file, threads), "plain": Plain(file, threads)}
-    medians: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(rounds):
-        for name, model in models.items():
-            timing = time_calls({name: lambda model=model: model.run(random)}, seconds=BLOCK)[name]
-            medians[name].append(timing.median_ms)
-    return medians
 
 
 def usual_loop(paths: list[Path]) -> float:
@@ -165,8 +148,6 @@ def main() -> None:
         for what, timing in timings.items():
             print(name, what, timing, flush=True)
     run = Run.load(run_of(LARGEST, options.shared, options.runs))
-    medians = plainly(run, images, options.threads, 2 * options.rounds)
-    print("plain", medians, flush=True)
     both = []
     for _ in range(options.rounds):
         # What it does for its own memory is of no help to the peer.
@@ -178,12 +159,6 @@ def main() -> None:
         "command": f"python benchmarks/inference.py --shared SHARED --threads {options.threads}",
         "threads": options.threads,
         "latency": latency,
-        "plain": {
-            **{f"{name}_ms": values for name, values in medians.items()},
-            "times": statistics.median(
-                plain / ours for ours, plain in zip(*medians.values(), strict=True)
-            ),
-        },
         "photos": {
             "images": len(paths),
             "runtime": both[0][0][1],
