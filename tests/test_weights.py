@@ -1,6 +1,7 @@
 """Weights, batch-norm folding and timing: strict loading that names its cause in one line."""
 
 import time
+from itertools import groupby
 
 import pytest
 import torch

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from mobilenets.runtimes.quiet import in_short
 
-
 SPIN_US = "300"
 
 
