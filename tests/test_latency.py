@@ -2,6 +2,7 @@
 
 import json
 import math
+from importlib.util import find_spec
 
 import pytest
 
@@ -9,6 +10,7 @@ from mobilenets.architecture import MobileNetSpec
 from mobilenets.cli.main import run as cli
 from mobilenets.cost import Budget, LatencyProfile, NothingFitsError, pick, read_profile
 from mobilenets.deploy.profile import check_profile
+from mobilenets.deploy.target import TARGETS
 
 WIDTHS, SIDES = (0.25, 0.5, 1.0), (128, 192, 224)
 
@@ -59,7 +61,7 @@ def test_a_profile_is_checked_against_what_lies_between(monkeypatch):
     profile = made(widths=(0.25, 1.0), sides=(128, 224), milliseconds=((0.4, 1.25), (1.6, 5.0)))
     monkeypatch.setattr(
         "mobilenets.deploy.profile.measure",
-        lambda specs, threads, batch, seconds: [profile.ms(spec) + 0.5 for spec in specs],
+        lambda specs, *_: [profile.ms(spec) + 0.5 for spec in specs],
     )
     checked = check_profile(profile, 5, 0.0)
     assert len({name for name, _, _ in checked}) == 5
@@ -143,13 +145,15 @@ def test_pick_shows_and_gives_latencies(tmp_path, capsys):
     [
         (["--max-latency", "fast"], "--max-latency must be a time above 0 such as 5ms, not 'fast'"),
         (["--max-latency", "0ms"], "not '0ms'"),
-        (["--max-latency", "5ms", "--runtime", "litert"], "give one of litert with --profile"),
-        (["--max-latency", "5ms", "--int8"], "give one of int8 in onnxruntime with --profile"),
+        (["--max-latency", "5ms", "--runtime", "caffe"], "--runtime is onnxruntime, litert"),
+        (
+            ["--max-latency", "5ms", "--runtime", "pt2", "--int8", "--threads", "2"],
+            "no profile for --runtime pt2 --int8 --threads 2: mobilenets profile --runtime pt2 --int8 --threads 2 measures",
+        ),
         (["--profile", "phone.json", "--threads", "1"], "leave those out"),
         (
             ["--max-latency", "5ms", "--threads", "1"],
-            "no profile for onnxruntime with 1 threads and batch 1: mobilenets profile --threads 1 "
-            "--batch 1 measures one",
+            "no profile for --threads 1: mobilenets profile --threads 1 measures one",
         ),
     ],
 )
@@ -161,20 +165,32 @@ def test_mistakes_are_one_sentence(arguments, says, tmp_path, monkeypatch, capsy
     assert error.count("\n") == 1
 
 
-def test_this_device_is_profiled_once_and_picked_for(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("runtime", "precision"),
+    [("onnxruntime", "fp32"), ("onnxruntime", "int8"), ("litert", "int8"), ("openvino", "fp32")],
+)
+def test_this_device_is_profiled_once_and_picked_for(
+    tmp_path, monkeypatch, capsys, runtime, precision
+):
+    target = next(target for target in TARGETS.values() if target.runtime == runtime)
+    if not all(find_spec(package) for package in target.packages):
+        pytest.skip(f"needs pip install 'mobilenets[{target.extra}]'")
+    options = ["--runtime", runtime, *(["--int8"] if precision == "int8" else [])]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     # Two widths and two sides: sixteen exports would take a minute.
     monkeypatch.setattr("mobilenets.deploy.profile.WIDTHS", (0.25, 1.0))
     monkeypatch.setattr("mobilenets.deploy.profile.SIDES", (128, 224))
     profiled = ["profile", "--threads", "1", "--seconds", "0.2", "--check", "1", "--json"]
-    assert cli(profiled) == 0
+    assert cli([*profiled, *options]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["file"].startswith(str(tmp_path))
     assert said["milliseconds"][0][0] < said["milliseconds"][1][1]
+    assert (said["runtime"], said["precision"]) == (runtime, precision)
     assert len(said["checked"]) == 1
     assert said["mean_error"] >= 0
     slowest = said["milliseconds"][1][1]
-    assert cli(["pick", "--max-latency", f"{slowest}ms", "--threads", "1", "--json"]) == 0
+    asked = ["pick", "--max-latency", f"{slowest}ms", "--threads", "1", "--json"]
+    assert cli([*asked, *options]) == 0
     (best, *_) = json.loads(capsys.readouterr().out)
     assert best["model"] == "1.0-224"
     assert best["latency_ms"] == pytest.approx(slowest, abs=1e-3)

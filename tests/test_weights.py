@@ -1,6 +1,7 @@
 """Weights, batch-norm folding and timing: strict loading that names its cause in one line."""
 
 import time
+from itertools import groupby
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from mobilenets.architecture.layers import ConvUnit
 from mobilenets.architecture.network import MobileNet
 from mobilenets.cost import cost
 from mobilenets.deploy.fold import fold_batch_norm
-from mobilenets.runtimes.timing import time_calls
+from mobilenets.runtimes.timing import MOST_CALLS, time_calls
 from mobilenets.weights.create import create_model
 from mobilenets.weights.state import load_strictly, read_safetensors
 
@@ -281,9 +282,11 @@ def test_calls_are_timed_in_turns_after_a_warm_up():
         {name: lambda name=name: order.append(name) for name in "abc"}, seconds=0, warm_up=2
     )
     assert order[:6] == list("aabbcc")
-    # Five rounds at least, however little time there is.
-    assert order[6:] == list("abc") * 5
-    assert {timing.calls for timing in timings.values()} == {5}
+    # Five rounds at least, however little time there is, of several calls each, the first of which does not count.
+    turns = ["".join(same) for _, same in groupby(order[6:])]
+    assert [turn[0] for turn in turns] == list("abc") * 5
+    assert {timing.calls for timing in timings.values()} == {5 * (MOST_CALLS - 1)}
+    assert {len(turn) for turn in turns} == {MOST_CALLS}
 
 
 def test_timing_tells_a_slow_call_from_a_quick_one():
@@ -294,11 +297,11 @@ def test_timing_tells_a_slow_call_from_a_quick_one():
         assert 0 <= timing.lower_ms <= timing.median_ms <= timing.upper_ms
     assert timings["slow"].median_ms >= 10
     assert timings["quick"].median_ms < timings["slow"].median_ms
-    assert timings["slow"].calls == timings["quick"].calls >= 5
+    assert timings["quick"].calls > timings["slow"].calls >= 5
     assert str(timings["slow"]).startswith(f"{timings['slow'].median_ms:.2f} ms (")
 
 
 def test_timing_without_a_warm_up_counts_the_first_call():
     calls = []
-    time_calls({"a": lambda: calls.append(1)}, seconds=0, warm_up=0)
-    assert len(calls) == 5
+    timings = time_calls({"a": lambda: calls.append(time.sleep(0.06))}, seconds=0, warm_up=0)
+    assert len(calls) == timings["a"].calls == 5

@@ -24,6 +24,7 @@ from mobilenets.cost.budget import RULE
 from mobilenets.cost.latency import (
     MEASURED,
     LatencyProfile,
+    asked_for,
     processor,
     profile_path,
     read_profile,
@@ -42,7 +43,7 @@ def pick(
         typer.Option(help="A device's profile; default: this one's (mobilenets profile)."),
     ] = None,
     runtime: Annotated[
-        str | None, typer.Option(help="Of this device's profile: onnxruntime so far.")
+        str | None, typer.Option(help="Of this device's profile; onnxruntime.")
     ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Of this device's profile; all cores.")
@@ -51,7 +52,9 @@ def pick(
     min_top1: Annotated[
         float | None, typer.Option(help="ImageNet top-1 in percent, such as 60.", min=0, max=100)
     ] = None,
-    int8: Annotated[bool, typer.Option("--int8", help="Bytes and top-1 of int8 models.")] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Bytes, top-1 and milliseconds of int8 models.")
+    ] = False,
     any_size: Annotated[
         bool, typer.Option("--any", help="Widths and sizes in between, accuracy interpolated.")
     ] = False,
@@ -138,18 +141,25 @@ def _own_profile(
     """
     from importlib.metadata import version
 
-    runtime, threads, batch = runtime or MEASURED, threads or os.cpu_count() or 1, batch or 1
-    if runtime != MEASURED or int8:
-        asked = f"int8 in {runtime}" if int8 else runtime
-        raise ValueError(
-            f"this device's own profiles are of fp32 in {MEASURED} so far: give one of {asked} with --profile"
-        )
-    path = profile_path(processor(), runtime, version(runtime), threads, batch, "fp32")
+    from mobilenets.runtimes.model import RUNTIMES
+
+    threads, batch = threads or os.cpu_count() or 1, batch or 1
+    known = {found.name: found for found in RUNTIMES}
+    name = runtime or MEASURED
+    if name not in known:
+        raise ValueError(f"--runtime is {', '.join(known)}, not {name!r}")
+    asked = asked_for(name, threads, batch, int8=int8)
+    lacking = (
+        f"this device has no profile for{asked}: mobilenets profile{asked} measures one in a minute or two, and "
+        "--profile takes another device's"
+    )
+    if not known[name].installed:
+        raise ValueError(lacking)
+    path = profile_path(
+        processor(), name, version(known[name].package), threads, batch, "int8" if int8 else "fp32"
+    )
     if not path.is_file():
-        raise ValueError(
-            f"this device has no profile for {runtime} with {threads} threads and batch {batch}: "
-            f"mobilenets profile --threads {threads} --batch {batch} measures one in a minute or two"
-        )
+        raise ValueError(lacking)
     return read_profile(path)
 
 

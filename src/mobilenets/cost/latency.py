@@ -16,7 +16,7 @@ from typing import Any
 from mobilenets.architecture.spec import MobileNetSpec
 
 FORMAT = 1
-# The runtime that `mobilenets profile` measures.
+# The runtime that `mobilenets profile` measures unless it is told another.
 MEASURED = "onnxruntime"
 
 
@@ -160,6 +160,21 @@ def profile_path(
     mark = hashlib.sha256(f"{device}\n{version}".encode()).hexdigest()[:8]
     name = f"{runtime}-{precision}-{threads}-threads-batch-{batch}-{mark}.json"
     return cache / "mobilenets" / "profiles" / name
+
+
+def asked_for(runtime: str, threads: int, batch: int, *, int8: bool) -> str:
+    """The options of `profile` and `pick` that name a profile.
+
+    >>> asked_for("litert", 2, 1, int8=True)
+    ' --runtime litert --int8 --threads 2'
+    """
+    words = [
+        f"--runtime {runtime}" * (runtime != MEASURED),
+        "--int8" * int8,
+        f"--threads {threads}",
+        f"--batch {batch}" * (batch != 1),
+    ]
+    return "".join(f" {word}" for word in words if word)
 
 
 def processor() -> str:

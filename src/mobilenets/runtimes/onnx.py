@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from mobilenets.runtimes.quiet import in_short
 
+SPIN_US = "300"
+
 
 class OnnxModel:
     """An ONNX file, loaded on the CPU.
@@ -28,8 +30,9 @@ class OnnxModel:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        # Threads that spin between calls starve whatever else shares the cores, PyTorch above all.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Threads that spin on after a call starve whatever else shares the cores, PyTorch above all, and those that sleep at
+        # once are slow to wake.
+        options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN_US)
         # Fatal messages alone: ours are the sentences that a user sees.
         options.log_severity_level = 4
         try:
