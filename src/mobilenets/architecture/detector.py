@@ -22,6 +22,8 @@ from mobilenets.architecture.spec import Activation, MobileNetSpec, check_width
 Framework = Literal["ssd", "ssdfpn", "frcnn"]
 
 COCO_CLASSES = 90
+# Across, down, width, height: an output of 1 moves a box by a tenth of its side, or makes its side e ** 0.2 times as long.
+BOX_SCALES = (10.0, 10.0, 5.0, 5.0)
 SMALLEST_SIDE = 33
 # Blocks whose feature maps, of strides 8, 16 and 32, are looked at.
 TAPS = (5, 11, 13)

@@ -18,7 +18,7 @@ def convert(
     output: Annotated[Path, typer.Option(help="The folder to write, empty or new.")],
     as_json: JsonFlag = False,
 ) -> None:
-    """Write images with boxes in another format; every box stays where it is."""
+    """Write images with boxes in another format; Pascal VOC rounds to whole pixels, YOLO has no flags."""
     from mobilenets.data.boxes import Format, open_boxes, write_boxes
 
     known = get_args(Format)

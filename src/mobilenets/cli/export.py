@@ -68,6 +68,8 @@ def export(
     folders = [folder_of(opened, target, precision) for target in targets]
     if output is not None:
         folders = [output] if len(targets) == 1 else [output / folder.name for folder in folders]
+    if raw and opened.task.selection is None:
+        raise ValueError(f"--raw is for detectors, and {run} is none")
     for folder in folders:
         check_replaceable(folder, overwrite=overwrite)
     evidence = find_evidence(opened, images, data, limit=limit)

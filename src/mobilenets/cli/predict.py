@@ -43,7 +43,7 @@ def predict(
         Path | None, typer.Option(help="A folder for copies of the images with the answer on them.")
     ] = None,
     score: Annotated[
-        float | None, typer.Option(min=0, max=1, help="The least a detector tells with; 0.5.")
+        float | None, typer.Option(min=0.01, max=1, help="The least a detector tells with; 0.5.")
     ] = None,
     tile: Annotated[
         int | None,
@@ -85,7 +85,7 @@ def predict(
     opened = Run.load(run)
     if opened.task.name != "detection" and (score, tile, coco) != (None, None, None):
         raise ValueError(f"--score, --tile and --coco are for detectors, and {run} is none")
-    results = CocoResults(coco) if coco is not None else None
+    results = CocoResults(coco, opened.labels) if coco is not None else None
     # Whoever scores them wants them all.
     score = 0.01 if score is None and results is not None else score
     over = Event()

@@ -12,6 +12,7 @@ import math
 import os
 import re
 import shutil
+import tempfile
 import xml.sax
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -604,7 +605,7 @@ def clipped(
 
 
 def write_boxes(source: BoxSource, folder: Path, to: Format) -> None:
-    """Write a data set in another format, its images beside the annotations as links or copies.
+    """Write a data set in another format, whole or not at all, its images beside the annotations as links or copies.
 
     COCO keeps all that is told; Pascal VOC rounds to whole pixels, and YOLO has no flags.
 
@@ -613,8 +614,14 @@ def write_boxes(source: BoxSource, folder: Path, to: Format) -> None:
     """
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty: give another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    _WRITERS[to](source, folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".convert-") as aside:
+        written = Path(aside) / "data"
+        written.mkdir()
+        _WRITERS[to](source, written)
+        if folder.exists():
+            folder.rmdir()
+        written.rename(folder)
 
 
 def _write_coco(source: BoxSource, folder: Path) -> None:
@@ -663,6 +670,8 @@ def _write_voc(source: BoxSource, folder: Path) -> None:
             ]
             for thing in split.objects[index]:
                 left, top, right, bottom = (round(side) for side in thing.box)
+                # Thinner than a pixel: no pixel at all would be no box.
+                right, bottom = max(right, left + 1), max(bottom, top + 1)
                 lines += [
                     "  <object>",
                     f"    <name>{escape(source.labels[thing.label])}</name>",

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mobilenets.architecture.detector import Selection
 from mobilenets.data.files import read_json, sha256
 from mobilenets.data.progress import progress
 from mobilenets.deploy.departure import find_departure
@@ -159,25 +161,29 @@ class _Judge:
     evidence: Evidence
     reference: NDArray[np.float32]
 
-    def lost(self, outputs: NDArray[np.float32], parity: Agreement) -> float:
-        """Points lost of the task's figure; without labels, percent of answers that changed."""
-        before, after = self.figure(self.reference), self.figure(outputs)
-        if before is None or after is None:
-            return 100 * (1 - parity.share)
-        # The figures are of 32 bits.
-        return round(100 * (before - after), 4)
+    @cached_property
+    def before(self) -> float | None:
+        """The task's figure of the run."""
+        return self.figure(self.reference)
 
     def figure(self, outputs: NDArray[np.float32]) -> float | None:
-        """The task's figure of a file's outputs."""
+        """The task's figure of a file's outputs, where the evidence is labelled."""
         return self.evidence.figure(self.task, outputs)
 
-    def about(self, target: Target, outputs: NDArray[np.float32]) -> dict[str, Any]:
+    def lost(self, figure: float | None, parity: Agreement) -> float:
+        """Points lost of the task's figure; without labels, percent of answers that changed."""
+        if self.before is None or figure is None:
+            return 100 * (1 - parity.share)
+        # The figures are of 32 bits.
+        return round(100 * (self.before - figure), 4)
+
+    def about(self, target: Target, figure: float | None) -> dict[str, Any]:
         """What was measured, for the manifest."""
         assert target.reader is not None
         return {
             "runtime": target.reader.title,
             "images": self.evidence.source,
-            self.task.monitor: {"fp32": self.figure(self.reference), "file": self.figure(outputs)},
+            self.task.monitor: {"fp32": self.before, "file": figure},
         }
 
 
@@ -206,7 +212,7 @@ def _float(
             f"the {target.title} file computes something else and was not kept: {parity}; "
             f"it departs at {where}"
         )
-    return {**judge.about(target, outputs), "parity": parity.to_dict()}, parity
+    return {**judge.about(target, judge.figure(outputs)), "parity": parity.to_dict()}, parity
 
 
 def _int8(
@@ -245,11 +251,12 @@ def _int8(
         assert outputs is not None
         about = {"float_layers": [errors[number].layer for number in sorted(keep)]}
         parity = task.compare(judge.reference, outputs)
-        tried.append(judge.lost(outputs, parity))
+        figure = judge.figure(outputs)
+        tried.append(judge.lost(figure, parity))
         if tried[-1] <= allowed:
             return {
                 **about,
-                **judge.about(target, outputs),
+                **judge.about(target, figure),
                 "lost": tried[-1],
                 "max_loss": allowed,
                 "parity": asdict(parity),
@@ -259,10 +266,13 @@ def _int8(
         if labelled
         else f"{{:.2f}} % of {task.answers} change"
     )
+    tune = ""
+    if model.form == "network":
+        tune = ", or fine-tune the run first with mobilenets quantise"
     raise ValueError(
         f"int8 for {target.title} was not kept: {what.format(tried[0])} on {len(judge.reference)} images, "
         f"and {tried[-1]:.2f} with the {RESCUES[-1]} worst layers in float, where {allowed:g} may: "
-        "allow more with --max-loss, or fine-tune the run first with mobilenets quantise"
+        f"allow more with --max-loss{tune}"
     )
 
 
@@ -329,6 +339,7 @@ def _write_beside(
         figure=manifest.get(judge.task.monitor),
         output=model.output,
         most=judge.reference.shape[1],
+        overlap=Selection().overlap,
     )
     write("README.md", text)
 

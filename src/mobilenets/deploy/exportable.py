@@ -6,13 +6,15 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, Self, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from mobilenets.architecture.detector import Selection, Spec
 from mobilenets.architecture.preprocessing import Preprocessing, channel_order
-from mobilenets.architecture.steps import Steps, Stepwise
+from mobilenets.architecture.steps import Steps, Stepwise, layer_of
 from mobilenets.deploy.fold import fold_batch_norm
 from mobilenets.training.run import Run
 from mobilenets.training.task import Form
@@ -135,13 +137,45 @@ def steps_of(network: nn.Module) -> Steps:
     return cast(Stepwise, network).steps()
 
 
+def places_of(network: nn.Module, weights: Sequence[NDArray[np.float32]]) -> list[int]:
+    """Which layers a file's convolutions are, in whatever order and layout it has them: places among all that have weights.
+
+    >>> from mobilenets.architecture.network import MobileNet
+    >>> from mobilenets.architecture.spec import MobileNetSpec
+    >>> network = MobileNet(MobileNetSpec(0.25, 64))
+    >>> first, last = network.body["conv0"].conv.weight, network.classifier.weight
+    >>> places_of(network, [last.detach().T.numpy(), first.detach().numpy()])
+    [27, 0]
+    """
+    layers = [layer_of(step) for step in steps_of(network).modules.values()]
+    known = [_mark(layer.weight.detach().numpy()) for layer in layers if layer is not None]
+    return [
+        min(range(len(known)), key=lambda place: _apart(known[place], mark))
+        for mark in map(_mark, weights)
+    ]
+
+
+# Number of values, their sum, the sum of their squares.
+_Mark = tuple[int, float, float]
+
+
+def _mark(values: NDArray[np.float32]) -> _Mark:
+    exact = values.astype(np.float64)
+    return exact.size, float(exact.sum()), float(np.square(exact).sum())
+
+
+def _apart(one: _Mark, other: _Mark) -> tuple[int, float]:
+    return abs(one[0] - other[0]), abs(one[1] - other[1]) + abs(one[2] - other[2])
+
+
 class Placing(Protocol):
     """A network that finds boxes, as TensorFlow's post-processing takes it."""
 
+    # Left, top, right, bottom.
     boxes_A4: Tensor
 
     def parts(self, images_NCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """How boxes (left, top, right, bottom) are moved (N, A, 4), and scores, the background's first (N, A, 1 + K)."""
+        """How boxes are moved (N, A, 4: across, down, in width, in height), and scores, the background's first (N, A, 1 + K)."""
 
 
 def tail_of(operations: Sequence[tuple[str, Collection[str], bool]]) -> set[str]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from mobilenets.deploy import litert_boxes
-from mobilenets.deploy.exportable import LEVELS, Exportable, tail_of
+from mobilenets.deploy.exportable import LEVELS, Exportable, places_of, tail_of
 from mobilenets.runtimes.quiet import quiet
 
 _WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
@@ -62,7 +62,9 @@ def _quantise(model: Exportable, path: Path) -> None:
     # Floats at both ends: who prepares images for the float file prepares them for this one.
     floats = [(".*", TFLOperationName.INPUT), (".*", TFLOperationName.OUTPUT)]
     floats += [
-        (re.escape(name), TFLOperationName.ALL_SUPPORTED) for name in _floats(interpreter, model)
+        # The quantiser looks for these in what operators put out, a semicolon behind each.
+        (f"^{re.escape(name)};", TFLOperationName.ALL_SUPPORTED)
+        for name in _floats(interpreter, model)
     ]
     for name, operation in floats:
         recipe.add_quantization_config(name, operation, algorithm_key="no_quantize")
@@ -86,7 +88,12 @@ def _floats(interpreter: Any, model: Exportable) -> list[str]:
     operators = interpreter._get_ops_details()
     weighted = [operator for operator in operators if operator["op_name"] in _WEIGHTED]
     assert model.int8 is not None
-    kept = {weighted[number]["outputs"][0] for number in model.int8.keep}
+    weights = [interpreter.get_tensor(operator["inputs"][1]) for operator in weighted]
+    kept = {
+        operator["outputs"][0]
+        for operator, place in zip(weighted, places_of(model.network, weights), strict=True)
+        if place in model.int8.keep
+    }
     if model.form != "network":
         tail = tail_of(
             [

@@ -11,13 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mobilenets.architecture.detector import Selection
+from mobilenets.architecture.detector import BOX_SCALES, Selection
 from mobilenets.deploy.exportable import Placing
 
 _OPERATOR = b"TFLite_Detection_PostProcess"
 _OUTPUTS = ("location", "category", "score", "number of detections")
-# A move of 1 is a tenth of a box's side, or e ** 0.2 times its length.
-_SCALES = {"y_scale": 10.0, "x_scale": 10.0, "h_scale": 5.0, "w_scale": 5.0}
+_SCALES = dict(zip(("x_scale", "y_scale", "w_scale", "h_scale"), BOX_SCALES, strict=True))
 
 
 class Parts(nn.Module):

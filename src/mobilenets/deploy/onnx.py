@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from mobilenets.architecture.detector import Selection
-from mobilenets.deploy.exportable import Exportable, Int8, tail_of
+from mobilenets.deploy.exportable import Exportable, Int8, places_of, tail_of
 from mobilenets.runtimes.quiet import quiet
 
 INPUT, BOXES = "images", "boxes"
@@ -63,7 +63,8 @@ def _append_selection(path: Path, selection: Selection) -> None:
         selection (float[N, {boxes}, {values}] placed) => (float[N, {most}, 6] found)
         <int64[1] zero = {{0}}, int64[1] four = {{4}}, int64[1] end = {{{values}}}, int64[1] last = {{2}},
          int64[1] most = {{{most}}}, float[1] overlap = {{{selection.overlap}}}, float[1] least = {{{selection.score}}},
-         int64[2] flat = {{0, -1}}, int64[1] boxes = {{{boxes}}}, int64[3] sides = {{1, 1, 4}}>
+         int64[2] flat = {{0, -1}}, int64[1] boxes = {{{boxes}}}, int64[3] sides = {{1, 1, 4}},
+         float none = {{0.0}}, float whole = {{1.0}}>
         {{
             corners = Slice (placed, zero, four, last)
             by_box = Slice (placed, four, end, last)
@@ -80,10 +81,14 @@ def _append_selection(path: Path, selection: Selection) -> None:
             of_side = Unsqueeze (box_places, last)
             of_sides = Tile (of_side, sides)
             best_corners = GatherElements <axis = 1> (corners, of_sides)
+            within = Clip (best_corners, none, whole)
             best_of = Unsqueeze (best, last)
             class_numbers = Cast <to = 1> (classes)
             classes_of = Unsqueeze (class_numbers, last)
-            found = Concat <axis = 2> (best_corners, best_of, classes_of)
+            rows = Concat <axis = 2> (within, best_of, classes_of)
+            are = Greater (best_of, none)
+            there = Cast <to = 1> (are)
+            found = Mul (rows, there)
         }}"""
     )
     whole = onnx.compose.merge_models(
@@ -109,9 +114,16 @@ def _quantise(whole: Path, path: Path, model: Exportable) -> None:
         logging.disable(logging.CRITICAL)
         try:
             quant_pre_process(whole, prepared, skip_symbolic_shape=True)
-            nodes = onnx.load(prepared).graph.node
-            weighted = [node.name for node in nodes if node.op_type in _WEIGHTED]
-            kept = {weighted[number] for number in int8.keep}
+            graph = onnx.load(prepared).graph
+            nodes, stored = graph.node, {tensor.name: tensor for tensor in graph.initializer}
+            weighted = [node for node in nodes if node.op_type in _WEIGHTED]
+            weights = [onnx.numpy_helper.to_array(stored[node.input[1]]) for node in weighted]
+            places = places_of(model.network, weights)
+            kept = {
+                node.name
+                for node, place in zip(weighted, places, strict=True)
+                if place in int8.keep
+            }
             if model.form != "network":
                 kept |= _tail(nodes)
             quantize_static(

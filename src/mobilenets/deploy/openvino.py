@@ -8,10 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from mobilenets.deploy import onnx
-from mobilenets.deploy.exportable import Exportable, tail_of
+from mobilenets.deploy.exportable import Exportable, places_of, tail_of
 from mobilenets.runtimes.openvino import import_openvino
 from mobilenets.runtimes.quiet import quiet
 
@@ -49,8 +51,13 @@ def _quantised(model: Exportable, graph: Any) -> Any:
     assert int8 is not None
     nncf.set_log_level(logging.ERROR)
     nodes = graph.get_ordered_ops()
-    weighted = [node.get_friendly_name() for node in nodes if node.get_type_name() in _WEIGHTED]
-    kept = {weighted[number] for number in int8.keep}
+    weighted = [node for node in nodes if node.get_type_name() in _WEIGHTED]
+    places = places_of(model.network, [_weights(node) for node in weighted])
+    kept = {
+        node.get_friendly_name()
+        for node, place in zip(weighted, places, strict=True)
+        if place in int8.keep
+    }
     if model.form != "network":
         kept |= _tail(nodes)
     images = [image_NCHW.numpy() for image_NCHW in torch.split(int8.images_NCHW, 1)]
@@ -66,6 +73,15 @@ def _quantised(model: Exportable, graph: Any) -> Any:
         ignored_scope=nncf.IgnoredScope(names=sorted(kept)) if kept else None,
         advanced_parameters=parameters,
     )
+
+
+def _weights(node: Any) -> NDArray[np.float32]:
+    """What a convolution multiplies with, behind whatever changes its shape."""
+    source = node.input_value(1).get_node()
+    while source.get_type_name() != "Constant":
+        source = source.input_value(0).get_node()
+    weights: NDArray[np.float32] = source.get_data()
+    return weights
 
 
 def _tail(nodes: list[Any]) -> set[str]:

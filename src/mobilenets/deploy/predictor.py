@@ -144,7 +144,8 @@ def predict_images(
     with _readers(1) as ahead, _readers(os.cpu_count()) as pool:
 
         def take() -> list[tuple[Path | Frame | BadImageError, Prepared | BadImageError]]:
-            group = list(islice(waiting, batch_size))
+            # One image alone may have hundreds of parts.
+            group = list(islice(waiting, batch_size if side is None else 1))
             return list(zip(group, pool.map(prepare, group), strict=True))
 
         following = ahead.submit(take)
@@ -154,7 +155,8 @@ def predict_images(
                 following = ahead.submit(take)
                 readable = [one for _, one in group if not isinstance(one, BadImageError)]
                 inputs = [inputs_PCHW for inputs_PCHW, _ in readable]
-                pieces = torch.split(torch.cat(inputs), batch_size) if inputs else ()
+                whole = inputs[0] if len(inputs) == 1 else torch.cat(inputs) if inputs else None
+                pieces = () if whole is None else torch.split(whole, BATCH)
                 outputs = [engine.outputs(piece_NCHW) for piece_NCHW in pieces]
                 stages.lap("network")
                 predictions = iter([one for some in outputs for one in task.decode(some)])

@@ -164,7 +164,7 @@ class Simulation:
         return [
             LayerError(
                 layer=name,
-                alone=decibels(outputs, self.outputs(images_NCHW, {name})),
+                alone=decibels(_weighed(outputs), _weighed(self.outputs(images_NCHW, {name}))),
                 together=decibels(whole[name], together[name]),
             )
             for name in self.layers
@@ -200,6 +200,14 @@ def shift_biases(network: nn.Module, by: Mapping[str, Tensor]) -> nn.Module:
         if layer is not None and layer.bias is not None and name in by:
             layer.bias.add_(by[name])
     return shifted
+
+
+def _weighed(outputs: Tensor) -> Tensor:
+    """Outputs as they matter: of boxes with scores (N, A, 4 + K), a box counts as much as something is in it."""
+    if outputs.dim() < 3:
+        return outputs
+    boxes_NA4, scores_NAK = outputs[..., :4], outputs[..., 4:]
+    return torch.cat([boxes_NA4 * scores_NAK.amax(-1, keepdim=True), scores_NAK], -1)
 
 
 def decibels(signal: Tensor, with_noise: Tensor) -> float:

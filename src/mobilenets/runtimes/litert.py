@@ -12,8 +12,8 @@ from mobilenets.runtimes.quiet import in_short, quiet
 
 # Channels of an image; the other sides of an input are longer.
 _MOST_CHANNELS = 4
-# Outputs of TensorFlow's post-processing: boxes, classes, scores and their number.
-_SELECTION = 4
+# Sides of the outputs of TensorFlow's post-processing: boxes (1, F, 4), classes (1, F), scores (1, F) and their number (1).
+_SELECTION = [3, 2, 2, 1]
 
 
 class LiteRtModel:
@@ -45,7 +45,8 @@ class LiteRtModel:
         if not known or len(inputs[0]["shape"]) != 4:
             raise ValueError(f"{path}: it takes something else than a batch of images")
         self._path = path
-        self._selects = len(self._interpreter.get_output_details()) == _SELECTION
+        sides = [len(end["shape"]) for end in self._interpreter.get_output_details()]
+        self._selects = sides == _SELECTION
         # What selects boxes does so in one image.
         self._one_by_one = self._selects
         self._channels_last = inputs[0]["shape"][3] <= _MOST_CHANNELS

@@ -14,7 +14,7 @@ from mobilenets.data.files import write_aside
 from mobilenets.data.transforms import scaled, to_picture
 from mobilenets.runtimes.timing import Timing
 from mobilenets.tasks.classification.analysis import Analysis, Mistake
-from mobilenets.training.agreement import Parity
+from mobilenets.training.agreement import Agreement
 from mobilenets.training.curves import read_curves
 from mobilenets.training.run import Run
 from mobilenets.web.pages import data_uri, render
@@ -39,7 +39,7 @@ class ReportData:
     figures: Mapping[str, float]
     analysis: Analysis
     exported: Path
-    parity: Parity
+    parity: Agreement
     timings: Mapping[str, Timing]
     threads: int
     seconds: float

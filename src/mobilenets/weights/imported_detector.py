@@ -11,7 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mobilenets.architecture.detector import TAPS, DetectorSpec, detector_layers, levels_of
+from mobilenets.architecture.detector import (
+    BOX_SCALES,
+    TAPS,
+    DetectorSpec,
+    detector_layers,
+    levels_of,
+)
 from mobilenets.architecture.layer_rows import Layer
 from mobilenets.architecture.spec import MobileNetSpec
 from mobilenets.weights.imported import (
@@ -31,7 +37,7 @@ _NAMELESS = "???"
 _ORDER = [1, 0, 3, 2]
 # As a share of the image: half a step of 8 bits, and some.
 _NEAR = 4e-3
-_SCALES = {"y_scale": 10.0, "x_scale": 10.0, "h_scale": 5.0, "w_scale": 5.0}
+_SCALES = dict(zip(("x_scale", "y_scale", "w_scale", "h_scale"), BOX_SCALES, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)

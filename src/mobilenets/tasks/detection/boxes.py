@@ -15,12 +15,11 @@ from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import batched_nms
 
-from mobilenets.architecture.detector import DetectorSpec, Selection, levels_of
+from mobilenets.architecture.detector import BOX_SCALES, DetectorSpec, Selection, levels_of
 
 Scores = Literal["sigmoid", "softmax"]
 
-# An output of 1 moves a box by a tenth of its side, or changes its side by e ** 0.2.
-CODER = BoxCoder((10.0, 10.0, 5.0, 5.0))
+CODER = BoxCoder(BOX_SCALES)
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def objects_in(
 
 
 def place(moves_NA4: Tensor, boxes_A4: Tensor) -> Tensor:
-    """Where boxes are after the network has moved them, within the image: (N, A, 4)."""
+    """Where boxes are after the network has moved them, perhaps over the image's edge: (N, A, 4)."""
     # The same for both sides.
     moved, _, grown, _ = CODER.weights
     sizes_A2 = boxes_A4[:, 2:] - boxes_A4[:, :2]
@@ -73,7 +72,7 @@ def place(moves_NA4: Tensor, boxes_A4: Tensor) -> Tensor:
     centres_NA2 = moves_NA4[..., :2] / moved * sizes_A2 + centres_A2
     growth_NA2 = (moves_NA4[..., 2:] / grown).clamp(max=CODER.bbox_xform_clip)
     halves_NA2 = growth_NA2.exp() * sizes_A2 / 2
-    return torch.cat([centres_NA2 - halves_NA2, centres_NA2 + halves_NA2], -1).clamp(0, 1)
+    return torch.cat([centres_NA2 - halves_NA2, centres_NA2 + halves_NA2], -1)
 
 
 def shares_of(logits_NAK: Tensor, scores: Scores) -> Tensor:
@@ -95,7 +94,7 @@ def _objects(boxes_A4: Tensor, scores_AK: Tensor, selection: Selection) -> Objec
     scores_C, where_C = scores_C[good_C], where_C[good_C]
     labels_C, boxes_C4 = where_C % classes, boxes_A4[where_C // classes]
     kept_M = batched_nms(boxes_C4, scores_C, labels_C, selection.overlap)[: selection.most]
-    return Objects(boxes_C4[kept_M], scores_C[kept_M], labels_C[kept_M])
+    return Objects(boxes_C4[kept_M].clamp(0, 1), scores_C[kept_M], labels_C[kept_M])
 
 
 def boxes_of(spec: DetectorSpec) -> Tensor:

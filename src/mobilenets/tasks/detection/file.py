@@ -78,8 +78,11 @@ class FoundBoxes(nn.Module):
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """(N, F, 6)."""
-        found = select(self.placed(images_NCHW), self.selection)
-        outputs_NF6 = images_NCHW.new_zeros(len(found), self.selection.most, 6)
+        placed_NAD = self.placed(images_NCHW)
+        found = select(placed_NAD, self.selection)
+        _, boxes, values = placed_NAD.shape
+        most = min(self.selection.most, boxes * (values - 4))
+        outputs_NF6 = images_NCHW.new_zeros(len(found), most, 6)
         for rows_F6, objects in zip(outputs_NF6, found, strict=True):
             rows_F6[: len(objects), :4] = objects.boxes_M4
             rows_F6[: len(objects), 4] = objects.scores_M
@@ -89,10 +92,12 @@ class FoundBoxes(nn.Module):
 
 @dataclass(frozen=True)
 class BoxAgreement(Agreement):
-    """How many of the boxes above a score of 0.3 are found again: the same class, overlapping by more than 0.8.
+    """How many of the sure boxes of either are found by the other: the same class, overlapping by more than 0.8.
+
+    Sure is a score of 0.3, or half of the best where none has that much.
 
     Args:
-        boxes: so many there are.
+        boxes: so many there are, of both.
         agreement: the share that is found again; 1 where there are none.
         least_overlap, largest_difference: of those, of the boxes and of the scores.
     """
@@ -124,21 +129,24 @@ class BoxAgreement(Agreement):
 
 
 def compare_objects(reference: Sequence[Objects], other: Sequence[Objects]) -> BoxAgreement:
-    """Look for the sure boxes of one among those of another, image by image."""
+    """Look for the sure boxes of each among those of the other, image by image."""
+    scores = torch.cat([objects.scores_M for objects in (*reference, *other)])
+    sure = min(_SURE, float(scores.max()) / 2) if len(scores) else _SURE
     boxes = again = 0
     overlap, difference = 1.0, 0.0
-    for wanted, given in zip(reference, other, strict=True):
-        sure_M = wanted.scores_M >= _SURE
-        boxes += int(sure_M.sum())
-        if not sure_M.any() or not len(given):
-            continue
-        overlaps_MG = box_iou(wanted.boxes_M4[sure_M], given.boxes_M4)
-        same_MG = wanted.labels_M[sure_M][:, None] == given.labels_M
-        best_M, where_M = overlaps_MG.where(same_MG, 0.0).max(1)
-        found_M = best_M > _OVERLAP
-        again += int(found_M.sum())
-        apart_M = (wanted.scores_M[sure_M] - given.scores_M[where_M]).abs()[found_M]
-        overlap = min([overlap, *best_M[found_M].tolist()])
-        difference = max([difference, *apart_M.tolist()])
+    for one, two in zip(reference, other, strict=True):
+        for wanted, given in ((one, two), (two, one)):
+            sure_M = wanted.scores_M >= sure
+            boxes += int(sure_M.sum())
+            if not sure_M.any() or not len(given):
+                continue
+            overlaps_MG = box_iou(wanted.boxes_M4[sure_M], given.boxes_M4)
+            same_MG = wanted.labels_M[sure_M][:, None] == given.labels_M
+            best_M, where_M = overlaps_MG.where(same_MG, 0.0).max(1)
+            found_M = best_M > _OVERLAP
+            again += int(found_M.sum())
+            apart_M = (wanted.scores_M[sure_M] - given.scores_M[where_M]).abs()[found_M]
+            overlap = min([overlap, *best_M[found_M].tolist()])
+            difference = max([difference, *apart_M.tolist()])
     share = again / boxes if boxes else 1.0
     return BoxAgreement(len(reference), boxes, share, overlap, difference)

@@ -15,7 +15,7 @@ from mobilenets.data.parts import Part
 from mobilenets.training.task import Prediction
 
 # A box that ends so near to an edge of a part, as a share of its side, is of something that goes on beyond it.
-_EDGE = 0.01
+_EDGE = 0.04
 _COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
 
 
@@ -90,6 +90,8 @@ def join_parts(predictions: Sequence[Prediction], parts: Sequence[Part]) -> BoxP
 
     What a part cuts off is left to the part that overlaps with it there, or to the whole.
     """
+    if len(parts) == 1 and isinstance(predictions[0], BoxPrediction):
+        return predictions[0]
     objects = [
         moved
         for prediction, part in zip(predictions, parts, strict=True)
