@@ -100,7 +100,7 @@ def one_image(run: Run, images: list[str], threads: int, seconds: float) -> dict
 
 
 def eager(images: np.ndarray, threads: int, seconds: float) -> Timing:
-    """timm's network as its users call it."""
+    """What a call of the peer's network takes its users."""
     model = PEERS["timm"].open(threads)
     return time_calls({"timm": lambda: model.run(images)}, seconds=seconds)["timm"]
 
