@@ -5,11 +5,12 @@
 SHARED holds the ImageNet weights of 1.0-224 and `data/imagenet_samples.tar`. Needs timm and the extras litert,
 executorch and openvino. Three comparisons, written to docs/results/inference.json:
 
-- one image through 1.0-224 in every runtime, in floats and in int8, in turns with timm's eager `mobilenetv1_100`, and with ONNX Runtime
-  used plainly on the same file;
-- `predict` on 1,000 photos from file to label, in turns with timm's usual loop in a process of its own: Pillow, its own transform, batches of
-  32, eager;
+- one image through 1.0-224 in every runtime, in floats and in int8, in turns with ONNX Runtime used plainly on the same file; before and after
+  them timm's eager `mobilenetv1_100`, of which the quicker counts;
+- `predict` on 1,000 photos from file to label, in turns with timm's usual loop: Pillow, its own transform, batches of 32, eager;
 - int8 against floats in the same runtime for four sizes of the family.
+
+timm runs in a process of its own: what ours does for its memory is of no help to it.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,9 +89,26 @@ def one_image(run: Run, images: list[str], threads: int, seconds: float) -> dict
             models[f"{target} {precision}"] = TARGETS[target].open(file, threads)
     if str(spec) == "1.0-224":
         models["plain onnxruntime"] = Plain(bundle_of(run, "onnx", FLOAT, images), threads)
-        models["timm eager"] = PEERS["timm"].open(threads)
     calls = {name: (lambda model=model: model.run(random)) for name, model in models.items()}
-    return time_calls(calls, seconds=seconds)
+    if str(spec) != "1.0-224":
+        return time_calls(calls, seconds=seconds)
+    before = apart(eager, random, threads, seconds / 4)
+    timings = time_calls(calls, seconds=seconds)
+    after = apart(eager, random, threads, seconds / 4)
+    quicker = min((before, after), key=lambda timing: timing.median_ms)
+    return {**timings, "timm eager": quicker}
+
+
+def eager(images: np.ndarray, threads: int, seconds: float) -> Timing:
+    """What a call of the peer's network takes its users."""
+    model = PEERS["timm"].open(threads)
+    return time_calls({"timm": lambda: model.run(images)}, seconds=seconds)["timm"]
+
+
+def apart(call: Callable, *arguments: object) -> Any:
+    """What a function gives in a new process."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        return process.submit(call, *arguments).result()
 
 
 def usual_loop(paths: list[Path]) -> float:
@@ -150,10 +170,7 @@ def main() -> None:
     run = Run.load(run_of(LARGEST, options.shared, options.runs))
     both = []
     for _ in range(options.rounds):
-        # What it does for its own memory is of no help to the peer.
-        with ProcessPoolExecutor(1, get_context("spawn")) as apart:
-            theirs = apart.submit(usual_loop, paths).result()
-        both.append((ours(run, paths), theirs))
+        both.append((ours(run, paths), apart(usual_loop, paths)))
         print("photos", both[-1], flush=True)
     result = {
         "command": f"python benchmarks/inference.py --shared SHARED --threads {options.threads}",

@@ -2,13 +2,17 @@
 
 import json
 import math
+from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from mobilenets.architecture import MobileNetSpec
 from mobilenets.cli.main import run as cli
 from mobilenets.cost import Budget, LatencyProfile, NothingFitsError, pick, read_profile
+from mobilenets.cost.latency import Grid
 from mobilenets.deploy.profile import check_profile
 from mobilenets.deploy.target import TARGETS
 
@@ -68,6 +72,34 @@ def test_a_profile_is_checked_against_what_lies_between(monkeypatch):
     for name, guess, found in checked:
         assert guess == profile.ms(MobileNetSpec.parse(name))
         assert found == guess + 0.5
+
+
+def test_channels_that_fill_no_blocks_take_longer():
+    odd = Grid(widths=(0.31, 0.98), sides=(128, 224), milliseconds=((1.2, 4.0), (6.0, 20.0)))
+    even = made(widths=(0.25, 1.0), sides=(128, 224), milliseconds=((0.4, 1.25), (1.6, 5.0)))
+    profile = replace(even, odd=odd)
+    # Multiples of 4 in every layer: as if the others had not been measured.
+    for width in (0.25, 0.5, 0.75, 1.0):
+        assert profile.ms(MobileNetSpec(width, 160)) == even.ms(MobileNetSpec(width, 160))
+    # In none: what was measured.
+    assert profile.ms(MobileNetSpec(0.98, 224)) == pytest.approx(20.0)
+    # In some layers: in between.
+    some = MobileNetSpec(0.93, 160)
+    assert even.ms(some) < profile.ms(some) < odd.ms(0.93, 160)
+    # Never quicker for it, and beyond the odd widths as at the nearest.
+    quick = replace(odd, milliseconds=((0.1, 0.1), (0.1, 0.1)))
+    assert replace(even, odd=quick).ms(some) == even.ms(some)
+    narrow = MobileNetSpec(0.28, 128)
+    share = (profile.ms(narrow) / even.ms(narrow) - 1) / (1.2 / even.grid.ms(0.31, 128) - 1)
+    assert 0.9 < share < 1
+    assert read_back(profile) == profile
+
+
+def read_back(profile):
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "profile.json"
+        path.write_text(json.dumps(profile.to_dict()))
+        return read_profile(path)
 
 
 def test_a_profile_is_shared_as_json(tmp_path):
@@ -180,6 +212,7 @@ def test_this_device_is_profiled_once_and_picked_for(
     # Two widths and two sides: sixteen exports would take a minute.
     monkeypatch.setattr("mobilenets.deploy.profile.WIDTHS", (0.25, 1.0))
     monkeypatch.setattr("mobilenets.deploy.profile.SIDES", (128, 224))
+    monkeypatch.setattr("mobilenets.deploy.profile.ODD_WIDTHS", (0.31, 0.98))
     profiled = ["profile", "--threads", "1", "--seconds", "0.2", "--check", "1", "--json"]
     assert cli([*profiled, *options]) == 0
     said = json.loads(capsys.readouterr().out)

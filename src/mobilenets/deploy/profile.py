@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from mobilenets.architecture.network import MobileNet
 from mobilenets.architecture.spec import MobileNetSpec
-from mobilenets.cost.latency import LatencyProfile, processor
+from mobilenets.cost.latency import Grid, LatencyProfile, processor
 from mobilenets.data.progress import progress
 from mobilenets.deploy.exportable import Exportable, Int8
 from mobilenets.deploy.target import INT8, TARGETS, Target
@@ -24,6 +24,8 @@ from mobilenets.runtimes.timing import time_calls
 
 WIDTHS = (0.25, 0.5, 0.75, 1.0)
 SIDES = (128, 160, 192, 224)
+# Widths at which no layer has a multiple of 4 channels.
+ODD_WIDTHS, ODD_SIDES = (0.31, 0.49, 0.74, 0.98), (128, 224)
 
 
 def find_profiled(runtime: str, precision: str) -> tuple[Runtime, Target]:
@@ -43,7 +45,7 @@ def find_profiled(runtime: str, precision: str) -> tuple[Runtime, Target]:
 def measure_profile(
     runtime: str, precision: str, threads: int, batch: int, seconds: float
 ) -> LatencyProfile:
-    """Time the 16 published sizes with initial weights, which take as long as any.
+    """Time the 16 published sizes, and eight whose channels fill no blocks, with initial weights, which take as long as any.
 
     Args:
         seconds: of timing, exports aside.
@@ -52,8 +54,14 @@ def measure_profile(
         ValueError, ImportError: as of `find_profiled`.
     """
     found, _ = find_profiled(runtime, precision)
-    specs = [MobileNetSpec(width, side) for width in WIDTHS for side in SIDES]
+    specs = [
+        MobileNetSpec(width, side)
+        for widths, sides in ((WIDTHS, SIDES), (ODD_WIDTHS, ODD_SIDES))
+        for width in widths
+        for side in sides
+    ]
     times = measure(specs, runtime, precision, threads, batch, seconds)
+    published = len(WIDTHS) * len(SIDES)
     return LatencyProfile(
         device=processor(),
         runtime=runtime,
@@ -63,10 +71,18 @@ def measure_profile(
         versions={name: version(name) for name in (found.package, "mobilenets")},
         widths=WIDTHS,
         sides=SIDES,
-        milliseconds=tuple(
-            tuple(times[row * len(SIDES) : (row + 1) * len(SIDES)]) for row in range(len(WIDTHS))
+        milliseconds=_rows(times[:published], len(SIDES)),
+        odd=Grid(
+            widths=ODD_WIDTHS,
+            sides=ODD_SIDES,
+            milliseconds=_rows(times[published:], len(ODD_SIDES)),
         ),
     )
+
+
+def _rows(times: Sequence[float], length: int) -> tuple[tuple[float, ...], ...]:
+    starts = range(0, len(times), length)
+    return tuple(tuple(times[start : start + length]) for start in starts)
 
 
 def check_profile(

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from mobilenets.deploy.benchmark import Row
 
 
 def draw_latency(rows: Sequence[Row], path: Path) -> None:
-    """Draw one point a model and runtime whose accuracy is known, one line a runtime."""
+    """Draw one point a model and runtime whose accuracy is known, and a line a runtime through those that none beats."""
     known = [(row, row.top1) for row in rows if row.top1 is not None]
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
@@ -26,21 +27,41 @@ def draw_latency(rows: Sequence[Row], path: Path) -> None:
         )
         times = [row.median_ms for row, _ in here]
         runtime, batch, threads = kind
-        axes.errorbar(
+        (dots, *_) = axes.errorbar(
             times,
             [top1 for _, top1 in here],
             xerr=(
                 [row.median_ms - row.lower_ms for row, _ in here],
                 [row.upper_ms - row.median_ms for row, _ in here],
             ),
-            fmt=".-",
+            fmt=".",
             capsize=2,
             label=f"{runtime}, batch {batch}, {threads} threads",
         )
-        for row, top1 in here:
-            at = (row.median_ms, top1)
-            axes.annotate(row.name, at, (4, -10), textcoords="offset points", size=8)
+        best = [max(top1 for _, top1 in here[: place + 1]) for place in range(len(here))]
+        front = [point for point, top1 in zip(here, best, strict=True) if point[1] == top1]
+        axes.plot(
+            [row.median_ms for row, _ in front],
+            [top1 for _, top1 in front],
+            color=dots.get_color(),
+            linewidth=1,
+        )
+        for point in here:
+            row, top1 = point
+            left = point in front
+            axes.annotate(
+                row.name,
+                (row.median_ms, top1),
+                (-5, 4) if left else (5, -9),
+                textcoords="offset points",
+                size=8,
+                ha="right" if left else "left",
+            )
+    axes.margins(x=0.12)
     axes.set(xscale="log", xlabel="milliseconds a call", ylabel="top-1, %")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(color="#d9d9d9", linewidth=0.6, which="both")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
