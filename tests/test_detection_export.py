@@ -261,12 +261,18 @@ def test_boxes_are_compared_by_class_place_and_score():
     box, other = (0.1, 0.1, 0.5, 0.5), (0.1, 0.1, 0.5, 0.49)
     told = objects([*box, 0.9, 0], [0.6, 0.6, 0.9, 0.9, 0.2, 1])
     same = compare_objects(told, objects([*other, 0.895, 0]))
-    assert (same.boxes, same.agreement) == (1, 1.0)
+    assert (same.boxes, same.agreement) == (2, 1.0)
     assert same.least_overlap == pytest.approx(0.975, abs=1e-3)
     assert same.largest_difference == pytest.approx(0.005, abs=1e-5)
     assert not same.holds
     assert compare_objects(told, told).holds
     for wrong in ([*box, 0.9, 1], [0.5, 0.5, 0.9, 0.9, 0.9, 0]):
         assert compare_objects(told, objects(wrong)).agreement == 0
-    assert compare_objects(objects(), objects([*box, 0.9, 0])).agreement == 1
+    # What only one of them finds counts, whichever it is.
+    assert compare_objects(objects(), objects([*box, 0.9, 0])).agreement == 0
+    assert compare_objects(objects([*box, 0.9, 0]), objects()).agreement == 0
+    assert compare_objects(objects(), objects()).agreement == 1
+    # Where nothing is sure, the best is what counts.
+    weak = compare_objects(objects([*box, 0.1, 0]), objects([*box, 0.09, 0]))
+    assert (weak.boxes, weak.agreement) == (2, 1.0)
     assert parse_spec("ssd96/0.25").framework == "ssd"

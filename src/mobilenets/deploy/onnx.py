@@ -63,7 +63,7 @@ def _append_selection(path: Path, selection: Selection) -> None:
         selection (float[N, {boxes}, {values}] placed) => (float[N, {most}, 6] found)
         <int64[1] zero = {{0}}, int64[1] four = {{4}}, int64[1] end = {{{values}}}, int64[1] last = {{2}},
          int64[1] most = {{{most}}}, float[1] overlap = {{{selection.overlap}}}, float[1] least = {{{selection.score}}},
-         int64[2] flat = {{0, -1}}, int64[1] boxes = {{{boxes}}}, int64[3] sides = {{1, 1, 4}},
+         int64[2] flat = {{0, -1}}, int64[1] boxes = {{{boxes}}},
          float none = {{0.0}}, float whole = {{1.0}}>
         {{
             corners = Slice (placed, zero, four, last)
@@ -78,9 +78,8 @@ def _append_selection(path: Path, selection: Selection) -> None:
             best, places = TopK <axis = 1> (in_a_row, most)
             classes = Div (places, boxes)
             box_places = Mod (places, boxes)
-            of_side = Unsqueeze (box_places, last)
-            of_sides = Tile (of_side, sides)
-            best_corners = GatherElements <axis = 1> (corners, of_sides)
+            in_image = Unsqueeze (box_places, last)
+            best_corners = GatherND <batch_dims = 1> (corners, in_image)
             within = Clip (best_corners, none, whole)
             best_of = Unsqueeze (best, last)
             class_numbers = Cast <to = 1> (classes)

@@ -43,6 +43,10 @@ TOP = 5
 EVALUATION_BATCH = 64
 
 
+# Augmentation of images with boxes alone.
+_OF_BOXES = ("expand", "crop", "mosaic")
+
+
 class Classification(Task):
     """One label an image, from a linear classifier and cross-entropy.
 
@@ -192,6 +196,11 @@ class Classification(Task):
             train, _ = hold_out(train, 1 - recipe.fraction, recipe.seed)
         # The recipe's choices and the loader's distortions have the same names.
         choices = recipe.augmentation.model_dump()
+        for name in _OF_BOXES:
+            if choices.pop(name) != getattr(type(recipe.augmentation)(), name):
+                raise ValueError(
+                    f"recipe: augmentation.{name} is for images with boxes: leave it out"
+                )
         choices["mirror"] = recipe.augmentation.mirror and source.mirror
         if self._preprocessing.channel_count == 4 and (
             choices["colour"] or choices["randaugment"] is not None
