@@ -74,7 +74,7 @@ def test_int8_is_as_precise(shapes_run, tmp_path, target):
     layers = json.loads((tmp_path / "int8" / "layers.json").read_text())
     assert [row["layer"] for row in layers] == list(steps_of(run.model).modules)
     whole = export(run, target, tmp_path / "fp32", find_evidence(run))
-    assert bundle.manifest["bytes"] < 0.6 * whole.manifest["bytes"]
+    assert bundle.manifest["bytes"] < 0.8 * whole.manifest["bytes"]
 
 
 def test_a_network_of_branches_computes_the_same_made_ready_for_int8(shapes_run):

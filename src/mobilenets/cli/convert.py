@@ -21,11 +21,11 @@ def convert(
     """Write images with boxes in another format; Pascal VOC rounds to whole pixels, YOLO has no flags."""
     from mobilenets.data.boxes import Format, open_boxes, write_boxes
 
-    known = get_args(Format)
+    known: dict[str, Format] = {name: name for name in get_args(Format)}
     if to not in known:
         raise ValueError(f"--to is {', '.join(known)}, not {to!r}")
     source = open_boxes(data)
-    write_boxes(source, output, to)
+    write_boxes(source, output, known[to])
     rows = {
         "output": str(output),
         "format": to,

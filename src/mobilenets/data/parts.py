@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-OVERLAP = 0.25
+OVERLAP = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Part:
 
 
 def parts_of(width: int, height: int, side: int) -> tuple[Part, ...]:
-    """The whole image and, where it is larger, parts of that side that cover it, each over a quarter of the next at least.
+    """The whole image and, where it is larger, parts of that side that cover it, each over a third of the next at least.
 
     >>> parts = parts_of(500, 300, 300)
     >>> [(round(500 * part.left), round(500 * part.right)) for part in parts]

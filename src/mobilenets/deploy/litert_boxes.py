@@ -29,7 +29,7 @@ class Parts(nn.Module):
     def forward(self, images_NCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Both."""
         moves_NA4, scores_NAK = cast(Placing, self.network).parts(images_NCHW)
-        x, y, width, height = moves_NA4.split(1, -1)
+        x, y, width, height = torch.split(moves_NA4, 1, -1)
         return torch.cat([y, x, height, width], -1), scores_NAK
 
 
@@ -40,7 +40,7 @@ def append_selection(content: Any, network: nn.Module, selection: Selection) -> 
     (graph,) = content.subgraphs
     moves, scores = graph.outputs
     classes = int(graph.tensors[scores].shape[-1]) - 1
-    left, top, right, bottom = cast(Placing, network).boxes_A4.split(1, -1)
+    left, top, right, bottom = torch.split(cast(Placing, network).boxes_A4, 1, -1)
     grid_A4 = torch.cat(
         [(top + bottom) / 2, (left + right) / 2, bottom - top, right - left], -1
     ).numpy()

@@ -28,7 +28,7 @@ class CocoResults:
         try:
             self._classes = {str(row["name"]): int(row["id"]) for row in content["categories"]}
             for row in content["images"]:
-                image = {key: int(row[key]) for key in ("id", "width", "height")}
+                image: dict[str, Any] = {key: int(row[key]) for key in ("id", "width", "height")}
                 image["name"] = Path(str(row["file_name"]))
                 self._images.setdefault(image["name"].name, []).append(image)
         except (KeyError, TypeError, ValueError) as error:

@@ -88,30 +88,37 @@ class BoxPrediction(Prediction):
 def join_parts(predictions: Sequence[Prediction], parts: Sequence[Part]) -> BoxPrediction:
     """What was found in an image and in parts of it, each thing once.
 
-    What a part cuts off is left to the part that overlaps with it there, or to the whole.
+    What a part cuts off goes where another box of its class covers half of it: of the part that overlaps there, or of the whole.
     """
     if len(parts) == 1 and isinstance(predictions[0], BoxPrediction):
         return predictions[0]
-    objects = [
-        moved
-        for prediction, part in zip(predictions, parts, strict=True)
-        if isinstance(prediction, BoxPrediction)
-        for found in prediction.objects
-        if (moved := _moved(found, part)) is not None
-    ]
+    whole: list[Found] = []
+    stubs: list[Found] = []
+    for prediction, part in zip(predictions, parts, strict=True):
+        assert isinstance(prediction, BoxPrediction)
+        for found in prediction.objects:
+            (stubs if _is_cut(found, part) else whole).append(_moved(found, part))
+    kept = _selected(whole)
+    for stub in sorted(stubs, key=lambda found: -found.score):
+        if not any(_covers(found, stub) for found in kept):
+            kept.append(stub)
+    return BoxPrediction(tuple(sorted(kept, key=lambda found: -found.score)))
+
+
+def _selected(objects: Sequence[Found]) -> list[Found]:
     if not objects:
-        return BoxPrediction(())
+        return []
     kept = batched_nms(
         torch.tensor([found.box for found in objects]),
         torch.tensor([found.score for found in objects]),
         torch.tensor([found.index for found in objects]),
         Selection().overlap,
     )
-    return BoxPrediction(tuple(objects[place] for place in kept.tolist()))
+    return [objects[place] for place in kept.tolist()]
 
 
-def _moved(found: Found, part: Part) -> Found | None:
-    """A thing in a part as one in the whole; None where the part cuts it off."""
+def _is_cut(found: Found, part: Part) -> bool:
+    """Whether a thing in a part goes on beyond it."""
     left, top, right, bottom = found.box
     inner = (
         (left, part.left > 0),
@@ -119,8 +126,12 @@ def _moved(found: Found, part: Part) -> Found | None:
         (1 - right, part.right < 1),
         (1 - bottom, part.bottom < 1),
     )
-    if any(distance < _EDGE for distance, goes_on in inner if goes_on):
-        return None
+    return any(distance < _EDGE for distance, goes_on in inner if goes_on)
+
+
+def _moved(found: Found, part: Part) -> Found:
+    """A thing in a part as one in the whole."""
+    left, top, right, bottom = found.box
     width, height = part.right - part.left, part.bottom - part.top
     box = (
         part.left + width * left,
@@ -129,3 +140,12 @@ def _moved(found: Found, part: Part) -> Found | None:
         part.top + height * bottom,
     )
     return replace(found, box=box)
+
+
+def _covers(found: Found, stub: Found) -> bool:
+    """Whether half of a stub or more lies in another thing of its class."""
+    left, top, right, bottom = stub.box
+    across = min(right, found.box[2]) - max(left, found.box[0])
+    down = min(bottom, found.box[3]) - max(top, found.box[1])
+    shared = max(0.0, across) * max(0.0, down)
+    return found.index == stub.index and shared >= (right - left) * (bottom - top) / 2

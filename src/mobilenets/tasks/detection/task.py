@@ -372,6 +372,8 @@ def _check_recipe(recipe: Recipe, spec: DetectorSpec) -> None:
     stopping = recipe.early_stopping
     if spec.framework == "frcnn" and stopping is not None and stopping.metric == "loss":
         raise ValueError("recipe: Faster R-CNN has no loss outside training: stop early by map")
+    if recipe.fine_tuning is not None and recipe.fine_tuning.probe:
+        raise ValueError("recipe: fine_tuning.probe fits a classifier, and a detector has none")
     if recipe.growth is not None:
         raise ValueError(
             "recipe: a detector's boxes are of one size of image: growth is not for it"
