@@ -79,6 +79,8 @@ class BoxPrediction(Prediction):
                 (left, top, max(left, right), max(top, bottom)), outline=colour, width=thick
             )
             text = f"{found.label} {100 * found.score:.0f} %"
+            # All of the name is on the image, wherever the box is.
+            left = max(0, min(left, drawn.width - round(pen.textlength(text, font))))
             place = (left, max(0, top - size - thick))
             pen.rectangle(pen.textbbox(place, text, font), fill=colour)
             pen.text(place, text, "white", font)
