@@ -1,12 +1,15 @@
 """Trained runs that several tests look at."""
 
+import json
 import threading
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants
+from PIL import Image, ImageDraw
 
 from mobilenets.cli.main import run
 
@@ -14,6 +17,9 @@ from mobilenets.cli.main import run
 torch.set_num_threads(1)
 
 SHARED = Path(__file__).parents[2] / "shared"
+
+SIDE = 96
+COLOURS = {"disc": "orange", "square": "navy"}
 
 
 @pytest.fixture(scope="session")
@@ -42,6 +48,89 @@ def hymenoptera(shared, tmp_path_factory):
     with tarfile.open(shared / "data" / "hymenoptera.tar") as archive:
         archive.extractall(folder, filter="data")
     return folder / "hymenoptera"
+
+
+def draw_shapes(path, things):
+    """A grey picture with discs and squares: (label, left, top, side)."""
+    random = np.random.default_rng(len(path.name))
+    noise = random.integers(90, 130, (SIDE, SIDE, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise)
+    pen = ImageDraw.Draw(picture)
+    for label, left, top, side in things:
+        shape = (left, top, left + side - 1, top + side - 1)
+        (pen.ellipse if label == "disc" else pen.rectangle)(shape, fill=COLOURS[label])
+    picture.save(path)
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory):
+    """Twelve pictures of discs and squares, the last of which has none, in COCO's layout; `val` is as `train`."""
+    folder = tmp_path_factory.mktemp("shapes")
+    random = np.random.default_rng(0)
+    for split in ("train", "val"):
+        (folder / split).mkdir()
+    (folder / "annotations").mkdir()
+    images, annotations = [], []
+    for number in range(12):
+        things = []
+        for quarter in random.permutation(4)[: 0 if number == 11 else 2]:
+            side = int(random.integers(20, 36))
+            left, top = (
+                48 * part + int(random.integers(0, 48 - side)) for part in divmod(int(quarter), 2)
+            )
+            things.append((("disc", "square")[int(random.integers(2))], left, top, side))
+        name = f"{number:02}.png"
+        for split in ("train", "val"):
+            draw_shapes(folder / split / name, things)
+        images.append({"id": number, "file_name": name, "width": SIDE, "height": SIDE})
+        for label, left, top, side in things:
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": {"disc": 3, "square": 9}[label],
+                    "bbox": [left, top, side, side],
+                    "area": side * side,
+                    "iscrowd": 0,
+                }
+            )
+    categories = [{"id": 3, "name": "disc"}, {"id": 9, "name": "square"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    for split in ("train", "val"):
+        (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shapes_run(shapes, tmp_path_factory):
+    """SSD at width 0.25 after it has seen twelve pictures until it knows them."""
+    folder = tmp_path_factory.mktemp("runs") / "shapes"
+    command = ["train", str(shapes), "--task", "detection", "--model", "ssd96/0.25"]
+    changes = ["augmentation.crop=false", "augmentation.expand=1", "augmentation.colour=0"]
+    changes += ["batch_size=6", "optimizer.lr=0.01", "ema_decay=0.9"]
+    for change in changes:
+        command += ["--set", change]
+    assert run([*command, "--epochs", "80", "--device", "cpu", "--output", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def coco_run(shared, tmp_path_factory):
+    """TensorFlow's own weights of SSD on COCO."""
+    folder = tmp_path_factory.mktemp("runs") / "coco"
+    file = shared / "weights" / "ssd_mobilenet_v1_1_metadata_1.tflite"
+    assert run(["weights", "import", str(file), "--output", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def coco(shared, tmp_path_factory):
+    import tarfile
+
+    folder = tmp_path_factory.mktemp("coco")
+    with tarfile.open(shared / "data" / "coco128.tar") as archive:
+        archive.extractall(folder, filter="data")
+    return folder / "coco128"
 
 
 @contextmanager

@@ -305,7 +305,7 @@ def test_the_cache_is_where_pytorch_keeps_its_own(environment, expected, monkeyp
 
 def test_every_entry_is_whole_and_named_once():
     names = [entry.name for entry in PUBLISHED_WEIGHTS]
-    assert len(names) == len(set(names)) == 56
+    assert len(names) == len(set(names)) == 57
     for entry in PUBLISHED_WEIGHTS:
         assert find_weights(entry.name) is entry
         assert entry.spec.activation == "relu6"
@@ -330,7 +330,7 @@ def serve_in_place(server, monkeypatch, entry, *contents):
 
 
 @pytest.mark.parametrize(
-    "name", [entry.name for entry in PUBLISHED_WEIGHTS if entry.source != "coral"]
+    "name", [entry.name for entry in PUBLISHED_WEIGHTS if entry.source not in ("coral", "tfhub")]
 )
 def test_every_address_is_asked_for_as_it_stands(name, server, monkeypatch):
     entry = find_weights(name)
@@ -360,6 +360,18 @@ def test_coral_weights_come_by_their_own_addresses(model, server, shared, monkey
     assert imported.spec == entry.spec
     assert imported.classes == 1000
     assert imported.labels[0] == "tench"
+
+
+def test_a_detector_comes_by_its_own_address(server, shared, monkeypatch, capsys):
+    entry = find_weights("tfhub/ssd300/0.75")
+    content = (shared / "weights" / "ssd_mobilenet_v1_1_metadata_1.tflite").read_bytes()
+    assert len(content) == entry.files[0].size
+    serve_in_place(server, monkeypatch, entry, content)
+    imported = load_weights(entry.name)
+    assert imported.spec == entry.spec
+    assert len(imported.labels) == 80
+    assert run(["weights", "show", entry.name]) == 0
+    assert "ssd300/0.75" in capsys.readouterr().out
 
 
 def test_a_foreign_repository_brings_its_settings(server, monkeypatch, tmp_path):

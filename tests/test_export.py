@@ -12,9 +12,9 @@ from mobilenets.architecture import MobileNetSpec, Preprocessing
 from mobilenets.deploy.bundle import MANIFEST, export
 from mobilenets.deploy.evidence import Evidence, find_evidence
 from mobilenets.deploy.fold import fold_batch_norm
-from mobilenets.deploy.parity import compare
 from mobilenets.deploy.target import TARGETS
 from mobilenets.runtimes.onnx import OnnxModel
+from mobilenets.training.agreement import compare
 from mobilenets.training.checkpoint import write_weights
 from mobilenets.weights.create import create_model
 

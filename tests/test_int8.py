@@ -14,7 +14,7 @@ from mobilenets.architecture.network import MobileNet
 from mobilenets.cli.main import run as cli
 from mobilenets.deploy.bundle import Quantisation, export
 from mobilenets.deploy.equalise import equalise
-from mobilenets.deploy.evidence import Evidence, find_calibration, find_evidence
+from mobilenets.deploy.evidence import find_calibration, find_evidence
 from mobilenets.deploy.exportable import Exportable, Int8, steps_of
 from mobilenets.deploy.simulate import Simulation, decibels, shift_biases
 from mobilenets.deploy.target import TARGETS
@@ -63,8 +63,8 @@ def test_like_ranges_take_noise_away(images):
     signal = []
     for made in (model, equalise(model, images)):
         simulation = Simulation(made, images)
-        whole = simulation.outputs(images, frozenset())["classifier"]
-        rounded = simulation.outputs(images, frozenset(simulation.layers))["classifier"]
+        whole = simulation.outputs(images, frozenset())
+        rounded = simulation.outputs(images, frozenset(simulation.layers))
         signal.append(decibels(whole, rounded))
     assert signal[1] > signal[0] + 2
 
@@ -78,7 +78,7 @@ def test_corrected_biases_keep_the_mean(images):
     corrected = Simulation(shift_biases(model, shifts), images)
 
     def mean(simulation, quantised):
-        return simulation.outputs(images, quantised)["classifier"].mean(0)
+        return simulation.outputs(images, quantised).mean(0)
 
     wanted = mean(simulation, frozenset())
     off = (mean(simulation, everything) - wanted).abs().max()
@@ -92,7 +92,7 @@ def test_the_simulation_foretells_what_a_runtime_computes(images, tmp_path):
     with torch.inference_mode():
         whole = model.network(images)
     simulation = Simulation(model.network, images)
-    foretold = simulation.outputs(images, frozenset(simulation.layers))["classifier"]
+    foretold = simulation.outputs(images, frozenset(simulation.layers))
     ONNX.write(model.quantised(Int8(images_NCHW=images)), tmp_path / "a.onnx")
     got = torch.from_numpy(ONNX.open(tmp_path / "a.onnx", 1).run(images.numpy()))
     assert decibels(whole, got) == pytest.approx(decibels(whole, foretold), abs=3)
@@ -132,12 +132,12 @@ def test_a_trained_run_loses_next_to_nothing(digits_run, tmp_path):
     bundle = export(run, ONNX, tmp_path / "int8", evidence, how)
     assert bundle.manifest["float_layers"] == []
     assert bundle.manifest["lost"] <= 1
-    assert bundle.manifest["top1"]["fp32"] == evidence.top1(
-        run.outputs(evidence.images_NCHW).numpy()
+    assert bundle.manifest["top1"]["fp32"] == evidence.figure(
+        run.task, run.outputs(evidence.images_NCHW).numpy()
     )
     assert types_of(bundle.file) == {"int8": 28, "float": 0}
     layers = json.loads((tmp_path / "int8" / "layers.json").read_text())
-    assert [row["layer"] for row in layers] == list(steps_of(run.model))
+    assert [row["layer"] for row in layers] == list(steps_of(run.model).modules)
     assert (tmp_path / "int8" / "layers.png").read_bytes().startswith(b"\x89PNG")
     assert "Precision: int8." in (tmp_path / "int8" / "README.md").read_text()
 
@@ -164,7 +164,7 @@ def test_the_worst_layers_stay_in_float_when_that_saves_the_gate(digits_run, tmp
         """Int8 of one layer is broken here."""
         asked.append(sorted(model.int8.keep))
         if worst not in model.int8.keep:
-            broken = steps_of(model.network)
+            broken = steps_of(model.network).modules
             with torch.no_grad():
                 list(broken.values())[worst].conv.bias.mul_(-3)
         plain(model, path)
@@ -194,11 +194,7 @@ def test_without_labels_first_guesses_are_what_may_change(digits_run, tmp_path):
         ValueError, match=r"was not kept: \d+\.\d\d % of first guesses change on 143"
     ):
         export(run, ONNX, tmp_path / "loud", evidence, loud)
-    outputs = np.eye(4, dtype=np.float32)
-    assert (
-        Evidence(images_NCHW=torch.zeros(4, 1, 2, 2), targets_N=None, source="").top1(outputs)
-        is None
-    )
+    assert evidence.figure(run.task, np.eye(4, dtype=np.float32)) is None
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,8 @@ def noise(folder, images):
     """Signal over noise of int8 at the outputs, in decibels."""
     model = Exportable.of_run(Run.load(folder)).network
     simulation = Simulation(model, images)
-    whole = simulation.outputs(images, frozenset())["classifier"]
-    return decibels(whole, simulation.outputs(images, frozenset(simulation.layers))["classifier"])
+    whole = simulation.outputs(images, frozenset())
+    return decibels(whole, simulation.outputs(images, frozenset(simulation.layers)))
 
 
 def test_a_run_comes_out_that_loses_less(digits_run, tmp_path, capsys):

@@ -14,7 +14,12 @@ LayerType = Literal["conv", "depthwise", "pointwise", "linear"]
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """One convolution or linear layer, with all that its cost needs. Sizes are `(height, width)`."""
+    """One convolution or linear layer, with all that its cost needs. Sizes are `(height, width)`.
+
+    Args:
+        repeats: how often it runs for one image, such as once for each proposal.
+        shared: its weights and bias are those of an earlier row.
+    """
 
     name: str
     type: LayerType
@@ -27,6 +32,8 @@ class Layer:
     out_size: tuple[int, int] = (1, 1)
     bias: bool = False
     batch_norm: bool = False
+    repeats: int = 1
+    shared: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ Shapes: N images, C channels, H height, W width, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mobilenets.architecture.layer_rows import Block, blocks_of
 from mobilenets.architecture.layers import ConvUnit, SeparableBlock
 from mobilenets.architecture.spec import MobileNetSpec
+from mobilenets.architecture.steps import Head, Step, Steps, chain
 
 PAPER_DROPOUT = 0.001
 
@@ -89,6 +90,17 @@ class MobileNet(nn.Module):
             x_NCHW = block(x_NCHW)
         return x_NCHW
 
+    def steps(self) -> Steps:
+        """Its convolutions, and the classifier.
+
+        >>> names = list(MobileNet(MobileNetSpec()).steps().modules)
+        >>> names[0], names[1], names[-1], len(names)
+        ('conv0', 'block1.depthwise', 'classifier', 28)
+        """
+        modules: dict[str, Step] = {**units_of(self.body)}
+        modules["classifier"] = Head(self.pool, self.classifier)
+        return Steps(modules, chain(modules), lambda ends: ends["classifier"])
+
     def forward_taps(self, images_NCHW: Tensor, strides: Iterable[int]) -> dict[int, Tensor]:
         """Feature maps by stride, such as 16 and 32 for detection; channels are in `taps`.
 
@@ -108,15 +120,28 @@ class MobileNet(nn.Module):
                 f"not at {', '.join(map(str, sorted(wanted - set(self.taps)))) or 'none'}"
             )
         stride_of = {self.taps[stride].block: stride for stride in wanted}
-        maps: dict[int, Tensor] = {}
-        x_NCHW = images_NCHW
-        for name, block in self.body.items():
-            x_NCHW = block(x_NCHW)
-            if name in stride_of:
-                maps[stride_of[name]] = x_NCHW
-                if len(maps) == len(wanted):
-                    break
-        return maps
+        maps = forward_blocks(self.body, images_NCHW, stride_of)
+        return {stride_of[name]: x_NCHW for name, x_NCHW in maps.items()}
+
+
+def forward_blocks(
+    body: nn.ModuleDict, images_NCHW: Tensor, names: Collection[str]
+) -> dict[str, Tensor]:
+    """What those blocks of a body put out; it runs no further than the last of them."""
+    maps: dict[str, Tensor] = {}
+    x_NCHW = images_NCHW
+    for name, block in body.items():
+        x_NCHW = block(x_NCHW)
+        if name in names:
+            maps[name] = x_NCHW
+            if len(maps) == len(names):
+                break
+    return maps
+
+
+def units_of(body: nn.ModuleDict) -> dict[str, ConvUnit]:
+    """A body's convolutions, by name, in the order in which they compute."""
+    return {name: unit for name, unit in body.named_modules() if isinstance(unit, ConvUnit)}
 
 
 def _name(row: Block) -> str:

@@ -6,7 +6,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from decimal import Decimal
 from typing import Any, Literal, get_args
 
@@ -162,6 +162,14 @@ class MobileNetSpec:
         height = int(match["height"])
         size = height if match["across"] is None else (height, int(match["across"]))
         return cls(width=check_width(match["width"]), resolution=size, **(parts | choices))
+
+    def resized(self, height: int, across: int) -> MobileNetSpec:
+        """The same for images of another size: no weight depends on it.
+
+        >>> str(MobileNetSpec(0.5, 160).resized(192, 192))
+        '0.5-192'
+        """
+        return replace(self, resolution=(height, across))
 
     def to_dict(self) -> dict[str, Any]:
         """Every field, for `config.json`; `from_dict` reads it back."""

@@ -6,11 +6,12 @@ from typing import Annotated
 
 import typer
 
-from mobilenets.architecture import MobileNetSpec
+from mobilenets.architecture.detector import COCO_CLASSES, DetectorSpec, parse_spec
 from mobilenets.cli.output import JsonFlag, print_json, print_table
 from mobilenets.cost import CONVENTION, format_quantity
 from mobilenets.cost import cost as cost_of
 
+IMAGENET_CLASSES = 1000
 COLUMNS = (
     "model",
     "mult-adds",
@@ -27,9 +28,15 @@ COLUMNS = (
 def cost(
     models: Annotated[
         list[str],
-        typer.Argument(metavar="MODEL...", help="Such as 1.0-224, 0.5-32-s16, 1.0-224-shallow."),
+        typer.Argument(
+            metavar="MODEL...",
+            help="Such as 1.0-224, 0.5-32-s16, 1.0-224-shallow; ssd300/1.0, ssdfpn640/0.5, frcnn600/1.0.",
+        ),
     ],
-    num_classes: Annotated[int, typer.Option(min=1, help="Outputs of the classifier.")] = 1000,
+    num_classes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Default: 1000; of detectors 90, the background besides."),
+    ] = None,
     layers: Annotated[bool, typer.Option("--layers", help="One line a layer as well.")] = False,
     rounding: Annotated[str, typer.Option(help="slim, keras or divisible8.")] = "slim",
     padding: Annotated[str, typer.Option(help="torch, tensorflow or keras.")] = "torch",
@@ -37,21 +44,23 @@ def cost(
     as_json: JsonFlag = False,
 ) -> None:
     """Count mult-adds, parameters, memory and bytes of any model, without building it."""
-    specs = [
-        MobileNetSpec.parse(name, rounding=rounding, padding=padding, input_channels=input_channels)
-        for name in models
+    choices = {"rounding": rounding, "padding": padding, "input_channels": input_channels}
+    specs = [parse_spec(name, **choices) for name in models]
+    classes = [
+        num_classes or (COCO_CLASSES if isinstance(spec, DetectorSpec) else IMAGENET_CLASSES)
+        for spec in specs
     ]
-    costs = [cost_of(spec, num_classes) for spec in specs]
+    costs = [cost_of(spec, number) for spec, number in zip(specs, classes, strict=True)]
     if as_json:
         print_json(
             [
-                {"model": str(spec), "num_classes": num_classes, **counted.to_dict()}
-                for spec, counted in zip(specs, costs, strict=True)
+                {"model": str(spec), "num_classes": number, **counted.to_dict()}
+                for spec, number, counted in zip(specs, classes, costs, strict=True)
             ]
         )
         return
     print_table(
-        f"Cost with {num_classes} classes",
+        f"Cost with {' or '.join(map(str, dict.fromkeys(classes)))} classes",
         COLUMNS,
         [
             (

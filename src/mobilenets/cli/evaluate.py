@@ -43,6 +43,8 @@ def evaluate(
     keep_freed_memory()
     target = find_device(device)
     opened = Run.load(run)
+    if mirror and not opened.task.mirrors:
+        raise ValueError(f"--mirror averages guesses, and {opened.spec} tells of places")
     name, loader, warnings = opened.task.open_for_evaluation(
         data, split, opened.config["data"], on_bad_image=skip_or_stop
     )

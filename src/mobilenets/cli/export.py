@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mobilenets.cli.output import JsonFlag, note, print_json
+
+if TYPE_CHECKING:
+    from mobilenets.deploy.bundle import Bundle
+    from mobilenets.training.task import Task
 
 
 def export(
@@ -31,10 +35,13 @@ def export(
         typer.Option(help="Images for int8's ranges, not the run's training images."),
     ] = None,
     max_loss: Annotated[
-        float | None, typer.Option(min=0, help="Points of top-1 that int8 may lose; 1.")
+        float | None, typer.Option(min=0, help="Points of top-1 or mAP that int8 may lose; 1.")
     ] = None,
     per_tensor: Annotated[
         bool, typer.Option("--per-tensor", help="One int8 scale a layer, for old accelerators.")
+    ] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="A detector gives all its boxes, not the best.")
     ] = False,
     limit: Annotated[int, typer.Option(min=1, help="Images to compare on at most.")] = 512,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an export.")] = False,
@@ -61,6 +68,8 @@ def export(
     folders = [folder_of(opened, target, precision) for target in targets]
     if output is not None:
         folders = [output] if len(targets) == 1 else [output / folder.name for folder in folders]
+    if raw and opened.task.selection is None:
+        raise ValueError(f"--raw is for detectors, and {run} is none")
     for folder in folders:
         check_replaceable(folder, overwrite=overwrite)
     evidence = find_evidence(opened, images, data, limit=limit)
@@ -74,23 +83,26 @@ def export(
     rows = []
     tell = note if as_json else typer.echo
     for target, folder in zip(targets, folders, strict=True):
-        bundle = write(opened, target, folder, evidence, quantisation, overwrite=overwrite)
+        bundle = write(opened, target, folder, evidence, quantisation, raw=raw, overwrite=overwrite)
         rows.append(bundle.manifest | {"file": str(bundle.file)})
         size = f"{bundle.file}: {bundle.manifest['bytes'] / 1e6:.2f} MB"
         if bundle.parity is None:
             tell(f"{size}, not compared: {target.title} files can't be run here")
         elif int8:
-            tell(f"{size}, int8 in {bundle.manifest['runtime']}: {_cost(bundle.manifest)}")
+            cost = _cost(bundle, opened.task)
+            tell(f"{size}, int8 in {bundle.manifest['runtime']}: {cost}")
         else:
             tell(f"{size}, equal in {bundle.manifest['runtime']}: {bundle.parity}")
     if as_json:
         print_json(rows)
 
 
-def _cost(manifest: dict[str, Any]) -> str:
-    top1, parity = manifest["top1"], manifest["parity"]
-    words = f"first guesses agree on {100 * parity['top1_agreement']:.2f} % of {parity['images']}"
-    if top1["file"] is not None:
-        words += f", top-1 {100 * top1['file']:.2f} % (float {100 * top1['fp32']:.2f} %)"
-    layers = manifest["float_layers"]
+def _cost(bundle: Bundle, task: Task) -> str:
+    assert bundle.parity is not None
+    words = f"{100 * bundle.parity.share:.2f} % of {task.answers} agree"
+    figure = bundle.manifest[task.monitor]
+    if figure["file"] is not None:
+        whole, rounded = 100 * figure["fp32"], 100 * figure["file"]
+        words += f", {task.figure_title} {rounded:.2f} % (float {whole:.2f} %)"
+    layers = bundle.manifest["float_layers"]
     return words + (f"; in float: {', '.join(layers)}" if layers else "")

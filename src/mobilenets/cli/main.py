@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from mobilenets.cli.benchmark import benchmark
+from mobilenets.cli.convert import convert
 from mobilenets.cli.cost import cost
 from mobilenets.cli.demo import demo
 from mobilenets.cli.doctor import doctor
@@ -62,6 +63,7 @@ for verb in (
     cost,
     pick,
     doctor,
+    convert,
     train,
     evaluate,
     predict,

@@ -8,7 +8,7 @@ import sys
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from threading import Event
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +20,10 @@ from mobilenets.cli.output import (
     on_bad_image_choice,
     print_json,
 )
+
+if TYPE_CHECKING:
+    from mobilenets.data.video import Frame
+    from mobilenets.training.task import Prediction
 
 
 def predict(
@@ -35,16 +39,32 @@ def predict(
         float, typer.Option(help="Seconds between frames of videos and cameras; 0 takes all.")
     ] = 1.0,
     as_csv: Annotated[bool, typer.Option("--csv", help="Write CSV, one line a guess.")] = False,
+    draw: Annotated[
+        Path | None, typer.Option(help="A folder for copies of the images with the answer on them.")
+    ] = None,
+    score: Annotated[
+        float | None, typer.Option(min=0.01, max=1, help="The least a detector tells with; 0.5.")
+    ] = None,
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            min=32, help="A detector also looks at parts of so many pixels, of large images."
+        ),
+    ] = None,
+    coco: Annotated[
+        Path | None,
+        typer.Option(help="Write COCO's results, with the numbers of this annotation file."),
+    ] = None,
     runtime: Annotated[
         str, typer.Option(help="auto (the fastest), torch, or one that the run was exported for.")
     ] = "auto",
     on_bad_image: BadImageOption = "stop",
     as_json: JsonFlag = False,
 ) -> None:
-    """Predict the five most likely labels of each image."""
+    """Predict the five most likely labels of each image, or what a detector finds in it."""
     skip_or_stop = on_bad_image_choice(on_bad_image)
-    if as_json and as_csv:
-        raise ValueError("give --json or --csv, not both")
+    if as_json + as_csv + (coco is not None) > 1:
+        raise ValueError("give one of --json, --csv and --coco")
     if not 0 <= every < math.inf:
         raise ValueError(f"--every is a number of seconds, at least 0, not {every:g}")
 
@@ -52,6 +72,8 @@ def predict(
     from mobilenets.data.progress import progress
     from mobilenets.data.video import Frame, find_pictures
     from mobilenets.deploy.predictor import batch_for, find_engine, predict_images
+    from mobilenets.tasks.detection.coco_results import CocoResults
+    from mobilenets.tasks.detection.prediction import BoxPrediction
     from mobilenets.training.run import Run
     from mobilenets.training.stages import Stages
 
@@ -61,47 +83,91 @@ def predict(
         note(f"warning: left out: {error}")
 
     opened = Run.load(run)
+    if opened.task.name != "detection" and (score, tile, coco) != (None, None, None):
+        raise ValueError(f"--score, --tile and --coco are for detectors, and {run} is none")
+    results = CocoResults(coco, opened.labels) if coco is not None else None
+    # Whoever scores them wants them all.
+    score = 0.01 if score is None and results is not None else score
     over = Event()
     pictures = find_pictures(images, every, leave_out=leave_out, over=over.is_set)
+    if results is not None and pictures.videos:
+        raise ValueError("--coco is for photos: COCO's files number no frames of videos")
     batch = batch_for(pictures)
     engine = find_engine(opened, runtime, batch=batch)
     rows: list[dict[str, Any]] = []
     stages = Stages()
     said = 0
+    if draw is not None:
+        draw.mkdir(parents=True, exist_ok=True)
     # A camera is watched until Ctrl-C, and what it saw is written then.
     with (
         progress("predicting", pictures.count) as advance,
         suppress(KeyboardInterrupt) if pictures.live else nullcontext(),
     ):
         for image, prediction in predict_images(
-            opened, pictures.images, engine, batch_size=batch, stages=stages, over=over
+            opened,
+            pictures.images,
+            engine,
+            batch_size=batch,
+            stages=stages,
+            over=over,
+            side=tile,
+            score=score,
         ):
             advance(1)
             if isinstance(prediction, BadImageError):
                 leave_out(prediction)
                 continue
+            assert not isinstance(image, BadImageError)
             said += 1
+            if draw is not None:
+                _draw(image, prediction, draw / f"{said:06}-{_plain(image)}.jpg")
+            if results is not None:
+                assert isinstance(image, Path)
+                assert isinstance(prediction, BoxPrediction)
+                rows += results.rows(image, prediction)
+                continue
             if not as_json and not as_csv:
                 typer.echo(f"{image}: {prediction}")
                 continue
-            row: dict[str, Any] = {"image": str(image), "runtime": engine.runtime}
+            place: dict[str, Any] = {"image": str(image)}
             if isinstance(image, Frame):
-                row |= {"image": image.place, "seconds": round(image.seconds, 3)}
-            rows.append({**row, **prediction.to_dict()})
+                place = {"image": image.place, "seconds": round(image.seconds, 3)}
+            if as_csv:
+                guesses = enumerate(prediction.rows(), start=1)
+                rows += [{**place, "rank": rank, **guess} for rank, guess in guesses]
+            else:
+                rows.append({**place, "runtime": engine.runtime, **prediction.to_dict()})
     if not said:
         fail("no image could be read")
-    if not as_json and not as_csv:
+    if not as_json and not as_csv and results is None:
         note(f"through {engine.runtime}, {stages.images_per_second():,.0f} images/s ({stages})")
-    if as_json:
+    if as_json or results is not None:
         print_json(rows)
     if as_csv:
-        # Photos beside videos have an empty one.
-        columns = ["image", *(["seconds"] if any("seconds" in row for row in rows) else [])]
-        lines = [
-            {**{column: row.get(column) for column in columns}, "rank": rank, **guess}
-            for row in rows
-            for rank, guess in enumerate(row["predictions"], start=1)
-        ]
-        writer = csv.DictWriter(sys.stdout, fieldnames=list(lines[0]), lineterminator="\n")
+        # Where nothing was found in any image, no row tells the columns.
+        fields = dict.fromkeys(key for row in rows or [{"image": None}] for key in row)
+        # Photos have no time, and may come before what has.
+        ordered = sorted(fields, key=("image", "seconds", *fields).index)
+        writer = csv.DictWriter(sys.stdout, fieldnames=ordered, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(lines)
+        writer.writerows(rows)
+
+
+def _draw(image: Path | Frame, prediction: Prediction, path: Path) -> None:
+    from PIL import Image
+
+    from mobilenets.data.images import read_image
+
+    if isinstance(image, Path):
+        picture = Image.fromarray(read_image(image).permute(1, 2, 0).numpy())
+    else:
+        picture = Image.fromarray(image.pixels_HWC)
+    prediction.draw(picture).save(path, quality=90)
+
+
+def _plain(image: Path | Frame) -> str:
+    """A file name that tells which image it is of."""
+    if isinstance(image, Path):
+        return image.stem
+    return f"{Path(image.place).stem}-{image.seconds:.2f}s".replace(":", "-")

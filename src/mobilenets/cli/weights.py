@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mobilenets.architecture.detector import DetectorSpec
 from mobilenets.cli.output import (
     JsonFlag,
     OutputOption,
@@ -39,7 +40,7 @@ def list_weights(as_json: JsonFlag = False) -> None:
     rows = (
         (
             entry.name,
-            f"{entry.top1:.1f}",
+            "" if entry.top1 is None else f"{entry.top1:.1f}",
             f"{entry.cost.mult_adds / 1e6:,.0f}",
             format_quantity(entry.bytes, "B"),
             entry.licence.partition(" ")[0],
@@ -47,7 +48,7 @@ def list_weights(as_json: JsonFlag = False) -> None:
         for entry in PUBLISHED_WEIGHTS
     )
     columns = ("weights", "top-1 reported, %", "mult-adds, M", "size", "licence")
-    print_table("Published weights of MobileNet V1 on ImageNet", columns, rows)
+    print_table("Published weights of MobileNet V1, on ImageNet and COCO", columns, rows)
 
 
 @weights.command()
@@ -172,13 +173,17 @@ def _write(
     from mobilenets.training.model_card import write_model_card
     from mobilenets.training.run import Run
 
-    if imported.classes is None:
+    name, names = "classification", imported.labels
+    if isinstance(imported.spec, DetectorSpec):
+        name = "detection"
+    elif imported.classes is None:
         raise ValueError(
             f"{origin['weights']} has no classifier, and a run needs one: "
             "mobilenets train DATA --weights takes it as it is"
         )
-    names = imported.labels or tuple(f"class {index}" for index in range(imported.classes))
-    task = tasks.find("classification").from_dict({"labels": list(names)}, imported.preprocessing)
+    elif not names:
+        names = tuple(f"class {index}" for index in range(imported.classes))
+    task = tasks.find(name).of_weights(imported.spec, names, imported.preprocessing)
     run = Run.of_weights(
         folder,
         task,
@@ -190,11 +195,11 @@ def _write(
     write_model_card(run, None)
     spec = run.spec
     if as_json:
-        values = {"run": str(folder), "model": str(spec), "classes": imported.classes}
+        values = {"run": str(folder), "model": str(spec), "classes": len(names)}
         print_json({**values, "spec": spec.to_dict(), "preprocessing": run.preprocessing.to_dict()})
         return
     note(
-        f"{spec}, {imported.classes:,} classes, {spec.activation}, {spec.padding} padding, "
+        f"{spec}, {len(names):,} classes, {spec.activation}, {spec.padding} padding, "
         f"{run.preprocessing.channels} input; the run is in {folder}"
     )
     if not imported.labels:

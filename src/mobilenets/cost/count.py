@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from mobilenets.architecture.layer_rows import Layer, LayerType, layers_of
-from mobilenets.architecture.spec import MobileNetSpec
+from mobilenets.architecture.detector import Spec, model_layers
+from mobilenets.architecture.layer_rows import Layer, LayerType
 
 CONVENTION = (
     "mult-adds: products of convolutions and linear layers (no bias, batch norm, activation or "
@@ -121,6 +121,7 @@ class Cost:
     def by_type(self) -> dict[LayerType, Cost]:
         """The same counts for each layer type that occurs.
 
+        >>> from mobilenets.architecture.spec import MobileNetSpec
         >>> cost(MobileNetSpec()).by_type()["pointwise"].mult_adds
         539492352
         """
@@ -169,24 +170,34 @@ def count(rows: Iterable[Layer]) -> Cost:
     return Cost(layers=counted)
 
 
-def cost(spec: MobileNetSpec, num_classes: int | None = 1000) -> Cost:
-    """The cost of one member of the family; `num_classes=None` leaves the classifier out.
+def cost(spec: Spec, num_classes: int | None = 1000) -> Cost:
+    """The cost of a classifier or a detector.
 
-    >>> cost(MobileNetSpec(1.0, 224)).mult_adds, cost(MobileNetSpec(1.0, 224)).parameters
+    Args:
+        num_classes: None leaves a classifier's last layer out; of a detector without the background, which is counted
+            besides.
+
+    >>> from mobilenets.architecture.detector import parse_spec
+    >>> cost(parse_spec("1.0-224")).mult_adds, cost(parse_spec("1.0-224")).parameters
     (568740352, 4231976)
+    >>> cost(parse_spec("ssd300/1.0"), 90).mult_adds
+    1237129408
     """
-    return count(layers_of(spec, num_classes))
+    return count(model_layers(spec, num_classes))
 
 
 def _count(layer: Layer) -> LayerCost:
     kernel = layer.kernel if isinstance(layer.kernel, tuple) else (layer.kernel, layer.kernel)
     weights = math.prod(kernel) * layer.in_channels // layer.groups * layer.out_channels
+    owned = 0 if layer.shared else 1
+    values = layer.in_channels * math.prod(layer.in_size) + layer.out_channels * math.prod(
+        layer.out_size
+    )
     return LayerCost(
         layer=layer,
-        mult_adds=weights * math.prod(layer.out_size),
-        weights=weights,
-        biases=layer.out_channels if layer.bias else 0,
+        mult_adds=weights * math.prod(layer.out_size) * layer.repeats,
+        weights=weights * owned,
+        biases=layer.out_channels * owned if layer.bias else 0,
         batch_norm_channels=layer.out_channels if layer.batch_norm else 0,
-        activations=layer.in_channels * math.prod(layer.in_size)
-        + layer.out_channels * math.prod(layer.out_size),
+        activations=values * layer.repeats,
     )

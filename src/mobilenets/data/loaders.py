@@ -12,8 +12,8 @@ import copy
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -44,15 +44,17 @@ STILL = Distortion(mirror=False)
 
 @dataclass(frozen=True)
 class Batch:
-    """Network input float32 (N, C, H, W), and class indices (N,), or shares of classes (N, K).
+    """Network input float32 (N, C, H, W), and class indices (N,), shares of classes (N, K), or boxes (N, M, columns).
 
     Args:
         whole: images of the batch in all processes together, of which these are a part.
+        sizes_N2: height and width of the files' images, where a task asks for them.
     """
 
     images_NCHW: Tensor
     targets_N: Tensor
     whole: int
+    sizes_N2: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.targets_N)
@@ -60,7 +62,8 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The batch on a device, channels last."""
         images = self.images_NCHW.to(device, non_blocking=True, memory_format=torch.channels_last)
-        return Batch(images, self.targets_N.to(device, non_blocking=True), self.whole)
+        targets = self.targets_N.to(device, non_blocking=True)
+        return replace(self, images_NCHW=images, targets_N=targets)
 
     def resized(self, size: Sequence[int]) -> Batch:
         """The batch at another height and width, antialiased.
@@ -72,8 +75,7 @@ class Batch:
         if tuple(size) == tuple(self.images_NCHW.shape[-2:]):
             return self
         images = F.interpolate(self.images_NCHW, list(size), mode="bilinear", antialias=True)
-        images = images.contiguous(memory_format=torch.channels_last)
-        return Batch(images, self.targets_N, self.whole)
+        return replace(self, images_NCHW=images.contiguous(memory_format=torch.channels_last))
 
     def pieces(self, count: int) -> Iterator[Batch]:
         """The batch in `count` pieces, for gradients that are gathered before a step.
@@ -106,6 +108,19 @@ class Shard:
 WHOLE = Shard()
 
 
+def join(batches: Sequence[Batch]) -> Batch:
+    """Batches as one; images that have fewer boxes than others get empty rows."""
+    images = torch.cat([batch.images_NCHW for batch in batches])
+    targets = [batch.targets_N for batch in batches]
+    if targets[0].dim() == 3:
+        most = max(rows_NMD.shape[1] for rows_NMD in targets)
+        targets = [
+            F.pad(rows_NMD, (0, 0, 0, most - rows_NMD.shape[1]), value=-1.0) for rows_NMD in targets
+        ]
+    sizes = [batch.sizes_N2 for batch in batches if batch.sizes_N2 is not None]
+    return Batch(images, torch.cat(targets), len(images), torch.cat(sizes) if sizes else None)
+
+
 class Loader(Protocol):
     """Batches of one split."""
 
@@ -127,7 +142,7 @@ class Loader(Protocol):
 
 
 @dataclass(frozen=True)
-class _Order:
+class Order:
     """Which images make up which batch."""
 
     count: int
@@ -179,7 +194,7 @@ class MemoryLoader:
         self._preprocessing = preprocessing
         self._distortion = distortion
         shuffled = distortion is not None
-        self._order = _Order(len(targets_N), batch_size, seed, shuffled, drop_last)
+        self._order = Order(len(targets_N), batch_size, seed, shuffled, drop_last)
         self._mirrored_first_N = torch.rand(len(targets_N), generator=generator_of(seed)) < 0.5
 
     @property
@@ -247,8 +262,8 @@ class PhotoLoader:
         self._targets_N = torch.from_numpy(split.targets)
         self._preprocessing = preprocessing
         shuffled = distortion is not None
-        self._order = _Order(len(split), batch_size, seed, shuffled, drop_last)
-        self._workers = _default_workers() if workers is None else workers
+        self._order = Order(len(split), batch_size, seed, shuffled, drop_last)
+        self._workers = default_workers() if workers is None else workers
         self._device = torch.device("cpu")
 
     @property
@@ -272,7 +287,9 @@ class PhotoLoader:
             # It draws a seed for its workers: not from the generator that dropout draws from.
             generator=torch.Generator(),
         )
-        for position, (pixels_NCHW, rows_N) in enumerate(zip(loader, rows, strict=True), start):
+        for position, (pixels_NCHW, rows_N) in enumerate(
+            zip(alive(loader), rows, strict=True), start
+        ):
             if isinstance(pixels_NCHW, str):
                 raise BadImageError(pixels_NCHW)
             pixels_NCHW = pixels_NCHW.to(self._device, non_blocking=True)
@@ -390,11 +407,7 @@ def make_loader(
                     good.append(index)
                     pixels.append(result)
             advance(len(indices))
-    if problems and on_bad_image == "stop":
-        more = f" and {len(problems) - 1} more like it" if len(problems) > 1 else ""
-        raise BadImageError(f"{problems[0]}{more}; --on-bad-image skip leaves such images out")
-    if not good:
-        raise ValueError(f"no {what} can be read; the first: {problems[0]}")
+    refuse_bad_images(problems, len(split), what, on_bad_image)
     kept = split if len(good) == len(split) else split.take(good)
     if not in_memory:
         photos = PhotoLoader(kept, preprocessing, batch_size, distortion, seed, drop_last=drop_last)
@@ -405,6 +418,41 @@ def make_loader(
         stacked_NHWC, targets_N, preprocessing, batch_size, distortion, seed, drop_last=drop_last
     )
     return small, tuple(problems)
+
+
+def refuse_bad_images(
+    problems: Sequence[str], images: int, what: str, on_bad_image: OnBadImage
+) -> None:
+    """Stop where images can't be read and must be, or where none can.
+
+    Raises:
+        BadImageError: names the first of them.
+        ValueError: no image is left.
+    """
+    if problems and on_bad_image == "stop":
+        more = f" and {len(problems) - 1} more like it" if len(problems) > 1 else ""
+        raise BadImageError(f"{problems[0]}{more}; --on-bad-image skip leaves such images out")
+    if len(problems) == images:
+        raise ValueError(
+            f"no {what} can be read" + (f"; the first: {problems[0]}" if problems else "")
+        )
+
+
+def alive(loader: DataLoader[Any]) -> Iterator[Any]:
+    """What a loader gives, and a sentence where one of its processes is killed.
+
+    Raises:
+        OSError: it was killed.
+    """
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise OSError(
+            "a process that read images was killed, most often for want of memory: free some and start again, "
+            "training by --resume"
+        ) from None
 
 
 def _fits_in_memory(split: Split, preprocessing: Preprocessing) -> bool:
@@ -419,7 +467,8 @@ def _fits_in_memory(split: Split, preprocessing: Preprocessing) -> bool:
     return False
 
 
-def _default_workers() -> int:
+def default_workers() -> int:
+    """Processes that read images: half of the cores."""
     # On few cores the network needs them itself, and decoding takes a small share of a step.
     return max(1, (os.cpu_count() or 1) // 2)
 

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mobilenets.architecture.steps import layer_of
 from mobilenets.data.progress import progress
 from mobilenets.deploy.equalise import equalise
-from mobilenets.deploy.exportable import Exportable, Int8, steps_of, weighted_layer
+from mobilenets.deploy.exportable import Exportable, Int8, steps_of
 from mobilenets.deploy.pt2e import rounded_in_training
 from mobilenets.training.run import Run
 
@@ -39,10 +40,12 @@ def fine_tune(
         images_NCHW: real images, preprocessed; what is on them need not be known.
 
     Raises:
-        ValueError: the outputs are no longer numbers.
+        ValueError: it is no classifier, or the outputs are no longer numbers.
     """
     torch.manual_seed(seed)
     model = Exportable.of_run(run)
+    if model.form != "network":
+        raise ValueError(f"{run.folder} detects: fine-tuning for int8 is for classifiers")
     teacher = model.network
     student = equalise(teacher, images_NCHW[: 2 * BATCH])
     graph = model.program(any_batch=True, network=student).module()
@@ -89,8 +92,9 @@ def unfolded(run: Run, folded: nn.Module, weights: Mapping[str, Tensor]) -> dict
     """
     network = run.task.build_model(run.spec).eval()
     named = {id(parameter): name for name, parameter in folded.named_parameters()}
-    for ours, theirs in zip(steps_of(network).values(), steps_of(folded).values(), strict=True):
-        layer, source = weighted_layer(ours), weighted_layer(theirs)
+    pairs = zip(steps_of(network).modules.values(), steps_of(folded).modules.values(), strict=True)
+    for ours, theirs in pairs:
+        layer, source = layer_of(ours), layer_of(theirs)
         if layer is None or source is None:
             continue
         assert source.bias is not None

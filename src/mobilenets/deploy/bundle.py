@@ -8,7 +8,8 @@ import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mobilenets.architecture.detector import Selection
 from mobilenets.data.files import read_json, sha256
 from mobilenets.data.progress import progress
 from mobilenets.deploy.departure import find_departure
@@ -26,11 +28,12 @@ from mobilenets.deploy.equalise import equalise, room_for_biases
 from mobilenets.deploy.evidence import Evidence
 from mobilenets.deploy.exportable import Exportable, Int8
 from mobilenets.deploy.layer_figure import draw_layers
-from mobilenets.deploy.parity import Parity, compare
 from mobilenets.deploy.simulate import LayerError, Simulation, shift_biases
 from mobilenets.deploy.target import FLOAT, INT8, Target
 from mobilenets.runtimes.model import Model
+from mobilenets.training.agreement import Agreement
 from mobilenets.training.run import Run
+from mobilenets.training.task import Form, Task
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -38,7 +41,7 @@ _BESIDE = {
     MANIFEST, "README.md", "golden.npz", "labels.txt", "layers.json", "layers.png", "preprocessing.json",
 }  # fmt: skip
 BATCH = 32
-# Points of top-1; without labels, percent of first guesses that change, most of which were unsure.
+# Points of top-1 or mAP; without labels, percent of answers that change, most of which were unsure.
 MAX_LOSS, MAX_CHANGED = 1.0, 10.0
 # How many of the worst layers stay in float, one attempt after another.
 RESCUES = (0, 2, 4, 8)
@@ -51,7 +54,7 @@ class Quantisation:
 
     Args:
         calibration_NCHW: real images for the ranges.
-        max_loss: points of top-1 that may be lost; without labels, percent of first guesses that may change.
+        max_loss: points of top-1 or mAP that may be lost; without labels, percent of answers that may change.
             None is 1, and 10 without labels.
         per_channel: one scale for each output channel's weights, not one for all.
     """
@@ -67,7 +70,7 @@ class Bundle:
 
     folder: Path
     manifest: dict[str, Any]
-    parity: Parity | None
+    parity: Agreement | None
 
     @property
     def file(self) -> Path:
@@ -87,6 +90,7 @@ def export(
     evidence: Evidence,
     quantisation: Quantisation | None = None,
     *,
+    raw: bool = False,
     overwrite: bool = False,
 ) -> Bundle:
     """Write a run for a runtime, read the file back there and compare it with the run.
@@ -94,6 +98,9 @@ def export(
     The folder gets the model file, `preprocessing.json`, `labels.txt`, `golden.npz` (`input` and the run's
     `output` for the first image), `README.md`, `manifest.json`, and with int8 `layers.json`. It
     appears whole, or not at all.
+
+    Args:
+        raw: a detector's file gives all boxes, where otherwise it would select the best.
 
     Raises:
         ImportError: the target's packages are not installed.
@@ -107,11 +114,14 @@ def export(
     with _aside(folder) as aside:
         path = aside / target.file
         model = Exportable.of_run(run)
-        reference_NK = _outputs(lambda images: run.outputs(images).numpy(), evidence.images_NCHW)
+        if target.selects and not raw:
+            model = replace(model, selection=run.task.selection)
+        form: Form = model.form if model.selection is None else "found"
+        judge = _Judge(run.task.reading(form), evidence, _reference(run, form, evidence))
         if quantisation is None:
-            about, parity = _float(model, target, path, evidence, reference_NK)
+            about, parity = _float(model, target, path, judge)
         else:
-            about, parity = _int8(model, target, path, evidence, reference_NK, quantisation)
+            about, parity = _int8(model, target, path, judge, quantisation)
         manifest = {
             "format": FORMAT,
             "model": str(run.spec),
@@ -122,6 +132,7 @@ def export(
             "sha256": checksums(path),
             "weights_sha256": weights,
             "input": target.input_of(model),
+            "form": form,
             "labels": len(model.labels),
             "precision": precision,
             **about,
@@ -130,45 +141,87 @@ def export(
                 for name in ("mobilenets", "torch", *target.distributions_for(precision))
             },
         }
-        _write_beside(model, aside, evidence, reference_NK, manifest, target)
+        _write_beside(model, aside, judge, manifest, parity, target)
         if run.weights_sha256 != weights:
             raise ValueError(f"{run.folder} got other weights meanwhile: export it once more")
         _publish(aside, folder)
     return Bundle(folder=folder, manifest=manifest, parity=parity)
 
 
+@dataclass(frozen=True)
+class _Judge:
+    """What a file is compared with.
+
+    Args:
+        task: reads the file's outputs.
+        reference: what the run gives for the evidence, in the same form.
+    """
+
+    task: Task
+    evidence: Evidence
+    reference: NDArray[np.float32]
+
+    @cached_property
+    def before(self) -> float | None:
+        """The task's figure of the run."""
+        return self.figure(self.reference)
+
+    def figure(self, outputs: NDArray[np.float32]) -> float | None:
+        """The task's figure of a file's outputs, where the evidence is labelled."""
+        return self.evidence.figure(self.task, outputs)
+
+    def lost(self, figure: float | None, parity: Agreement) -> float:
+        """Points lost of the task's figure; without labels, percent of answers that changed."""
+        if self.before is None or figure is None:
+            return 100 * (1 - parity.share)
+        # The figures are of 32 bits.
+        return round(100 * (self.before - figure), 4)
+
+    def about(self, target: Target, figure: float | None) -> dict[str, Any]:
+        """What was measured, for the manifest."""
+        assert target.reader is not None
+        return {
+            "runtime": target.reader.title,
+            "images": self.evidence.source,
+            self.task.monitor: {"fp32": self.before, "file": figure},
+        }
+
+
+def _reference(run: Run, form: Form, evidence: Evidence) -> NDArray[np.float32]:
+    network = run.task.in_file(run.model, form).eval()
+
+    def call(images_NCHW: Tensor) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            outputs: Tensor = network(images_NCHW.contiguous(memory_format=torch.channels_last))
+        return outputs.numpy()
+
+    return _outputs(call, evidence.images_NCHW)
+
+
 def _float(
-    model: Exportable,
-    target: Target,
-    path: Path,
-    evidence: Evidence,
-    reference_NK: NDArray[np.float32],
-) -> tuple[dict[str, Any], Parity | None]:
+    model: Exportable, target: Target, path: Path, judge: _Judge
+) -> tuple[dict[str, Any], Agreement | None]:
     target.write(model, path)
-    outputs_NK = _executed(target, path, evidence)
-    if outputs_NK is None:
+    outputs = _executed(target, path, judge.evidence)
+    if outputs is None:
         return {"parity": None, "runtime": None}, None
-    parity = compare(reference_NK, outputs_NK)
+    parity = judge.task.compare(judge.reference, outputs)
     if not parity.holds:
-        where = find_departure(model, target, evidence.images_NCHW[:BATCH])
+        where = find_departure(model, target, judge.evidence.images_NCHW[:BATCH])
         raise ValueError(
             f"the {target.title} file computes something else and was not kept: {parity}; "
             f"it departs at {where}"
         )
-    return {
-        **_measured(target, evidence, reference_NK, outputs_NK),
-        "parity": parity.to_dict(),
-    }, parity
+    return {**judge.about(target, judge.figure(outputs)), "parity": parity.to_dict()}, parity
 
 
 def _int8(
     model: Exportable,
     target: Target,
     path: Path,
-    evidence: Evidence,
-    reference_NK: NDArray[np.float32],
+    judge: _Judge,
     how: Quantisation,
-) -> tuple[dict[str, Any], Parity | None]:
+) -> tuple[dict[str, Any], Agreement | None]:
     images_NCHW = how.calibration_NCHW
     if not target.rounds_activations:
         int8 = Int8(images_NCHW=images_NCHW, per_channel=how.per_channel)
@@ -181,7 +234,7 @@ def _int8(
     _write_layers(errors, path.parent)
     draw_layers(errors, f"{target.title}, int8", path.parent / "layers.png")
     worst = sorted(range(len(errors)), key=lambda number: errors[number].alone)
-    labelled = evidence.targets_N is not None
+    task, labelled = judge.task, judge.evidence.targets_N is not None
     allowed = (MAX_LOSS if labelled else MAX_CHANGED) if how.max_loss is None else how.max_loss
     tried: list[float] = []
     for count in RESCUES:
@@ -194,49 +247,33 @@ def _int8(
             given = given.with_network(shift_biases(given.network, shifts))
         _remove(path)
         target.write(given, path)
-        outputs_NK = _executed(target, path, evidence)
-        assert outputs_NK is not None
+        outputs = _executed(target, path, judge.evidence)
+        assert outputs is not None
         about = {"float_layers": [errors[number].layer for number in sorted(keep)]}
-        parity = compare(reference_NK, outputs_NK)
-        tried.append(_lost(evidence, reference_NK, outputs_NK))
+        parity = task.compare(judge.reference, outputs)
+        figure = judge.figure(outputs)
+        tried.append(judge.lost(figure, parity))
         if tried[-1] <= allowed:
             return {
                 **about,
-                **_measured(target, evidence, reference_NK, outputs_NK),
+                **judge.about(target, figure),
                 "lost": tried[-1],
                 "max_loss": allowed,
                 "parity": asdict(parity),
             }, parity
-    what = "it loses {:.2f} points of top-1" if labelled else "{:.2f} % of first guesses change"
-    raise ValueError(
-        f"int8 for {target.title} was not kept: {what.format(tried[0])} on {len(reference_NK)} images, "
-        f"and {tried[-1]:.2f} with the {RESCUES[-1]} worst layers in float, where {allowed:g} may: "
-        "allow more with --max-loss, or fine-tune the run first with mobilenets quantise"
+    what = (
+        f"it loses {{:.2f}} points of {task.figure_title}"
+        if labelled
+        else f"{{:.2f}} % of {task.answers} change"
     )
-
-
-def _measured(
-    target: Target,
-    evidence: Evidence,
-    reference_NK: NDArray[np.float32],
-    outputs_NK: NDArray[np.float32],
-) -> dict[str, Any]:
-    assert target.reader is not None
-    return {
-        "runtime": target.reader.title,
-        "images": evidence.source,
-        "top1": {"fp32": evidence.top1(reference_NK), "file": evidence.top1(outputs_NK)},
-    }
-
-
-def _lost(
-    evidence: Evidence, reference_NK: NDArray[np.float32], outputs_NK: NDArray[np.float32]
-) -> float:
-    """Points of top-1 lost; without labels, percent of first guesses that changed."""
-    before, after = evidence.top1(reference_NK), evidence.top1(outputs_NK)
-    if before is None or after is None:
-        return 100 * float((reference_NK.argmax(1) != outputs_NK.argmax(1)).mean())
-    return 100 * (before - after)
+    tune = ""
+    if model.form == "network":
+        tune = ", or fine-tune the run first with mobilenets quantise"
+    raise ValueError(
+        f"int8 for {target.title} was not kept: {what.format(tried[0])} on {len(judge.reference)} images, "
+        f"and {tried[-1]:.2f} with the {RESCUES[-1]} worst layers in float, where {allowed:g} may: "
+        f"allow more with --max-loss{tune}"
+    )
 
 
 def _executed(target: Target, path: Path, evidence: Evidence) -> NDArray[np.float32] | None:
@@ -269,9 +306,9 @@ def _write_layers(errors: Sequence[LayerError], folder: Path) -> None:
 def _write_beside(
     model: Exportable,
     folder: Path,
-    evidence: Evidence,
-    reference_NK: NDArray[np.float32],
+    judge: _Judge,
     manifest: dict[str, Any],
+    parity: Agreement | None,
     target: Target,
 ) -> None:
     def write(name: str, text: str) -> None:
@@ -279,10 +316,11 @@ def _write_beside(
 
     write("preprocessing.json", json.dumps(model.preprocessing.to_dict(), indent=2) + "\n")
     write("labels.txt", "".join(f"{label}\n" for label in model.labels))
-    image_NCHW, output_NK = evidence.images_NCHW[:1], torch.from_numpy(reference_NK[:1])
+    image_NCHW, output = judge.evidence.images_NCHW[:1], torch.from_numpy(judge.reference[:1])
     if target.normalises:
-        image_NCHW, output_NK = model.pixels(image_NCHW), output_NK.softmax(1)
-    np.savez(folder / "golden.npz", input=image_NCHW.numpy(), output=output_NK.numpy())
+        image_NCHW = model.pixels(image_NCHW)
+        output = output.softmax(1) if model.form == "network" else output
+    np.savez(folder / "golden.npz", input=image_NCHW.numpy(), output=output.numpy())
     write(MANIFEST, json.dumps(manifest, indent=2) + "\n")
     pages = Environment(
         loader=PackageLoader("mobilenets.deploy"),
@@ -293,7 +331,15 @@ def _write_beside(
         autoescape=False,  # noqa: S701 (Markdown)
     )
     text = pages.get_template("README.md").render(
-        manifest=manifest, target=target, preprocessing=model.preprocessing
+        manifest=manifest,
+        target=target,
+        preprocessing=model.preprocessing,
+        parity=parity,
+        title=judge.task.figure_title,
+        figure=manifest.get(judge.task.monitor),
+        output=model.output,
+        most=judge.reference.shape[1],
+        overlap=Selection().overlap,
     )
     write("README.md", text)
 

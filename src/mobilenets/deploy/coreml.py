@@ -12,7 +12,7 @@ from mobilenets.runtimes.quiet import quiet
 
 
 class _FromPixels(nn.Module):
-    """A network that takes values from 0 to 255, and gives shares where it has labels."""
+    """A network that takes values from 0 to 255, and gives shares where it classifies."""
 
     mean: Tensor
     std: Tensor
@@ -20,7 +20,7 @@ class _FromPixels(nn.Module):
     def __init__(self, model: Exportable) -> None:
         super().__init__()
         self.network = model.network
-        self.end = nn.Softmax(1) if model.labels else nn.Identity()
+        self.end = nn.Softmax(1) if _classifies(model) else nn.Identity()
         mean, std = model.preprocessing.mean, model.preprocessing.std
         self.register_buffer("mean", LEVELS * torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", LEVELS * torch.tensor(std).view(1, -1, 1, 1))
@@ -35,6 +35,7 @@ def write(model: Exportable, path: Path) -> None:
 
     Its input is a picture where it has one or three channels, else an array of values from 0 to 255.
     """
+    classifies = _classifies(model)
     with quiet("coremltools", "torch"):
         import coremltools as ct
         from coremltools.optimize import coreml as optimize
@@ -55,8 +56,8 @@ def write(model: Exportable, path: Path) -> None:
         package = ct.convert(
             program.run_decompositions({}),
             inputs=[picture],
-            outputs=[ct.TensorType(name="shares" if model.labels else "outputs")],
-            classifier_config=ct.ClassifierConfig(list(model.labels)) if model.labels else None,
+            outputs=[ct.TensorType(name="shares" if classifies else "outputs")],
+            classifier_config=ct.ClassifierConfig(list(model.labels)) if classifies else None,
             minimum_deployment_target=ct.target.iOS16,
             convert_to="mlprogram",
             compute_precision=ct.precision.FLOAT32,
@@ -73,3 +74,7 @@ def write(model: Exportable, path: Path) -> None:
                 package, config=optimize.OptimizationConfig(global_config=how)
             )
         package.save(str(path))
+
+
+def _classifies(model: Exportable) -> bool:
+    return bool(model.labels) and model.form == "network"

@@ -10,13 +10,13 @@ N images, C channels.
 from __future__ import annotations
 
 import copy
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from mobilenets.architecture.layers import ConvUnit
-from mobilenets.deploy.exportable import steps_of, weighted_layer
+from mobilenets.architecture.steps import Step, layer_of
+from mobilenets.deploy.exportable import steps_of
 from mobilenets.deploy.simulate import LARGEST, Range
 
 SMALLEST = 1e-3
@@ -28,7 +28,8 @@ MOST_STEPS = 2**29
 def equalise(network: nn.Module, images_NCHW: Tensor, *, per_channel: bool = True) -> nn.Module:
     """A copy that computes the same to rounding, with like ranges.
 
-    ReLU6 does not pass a factor through: layers that end in one are left as they are, and their ranges are alike.
+    ReLU6 does not pass a factor through: layers that end in one are left as they are, and their ranges are alike. So are those
+    that several others take the output of.
 
     Args:
         network: batch norm folded.
@@ -36,12 +37,14 @@ def equalise(network: nn.Module, images_NCHW: Tensor, *, per_channel: bool = Tru
         per_channel: weights will have one scale for each output channel, not one for all.
     """
     equal = copy.deepcopy(network)
-    x_NCHW = images_NCHW
-    for step, following in pairwise(steps_of(equal).values()):
+    steps = steps_of(equal)
+
+    def compute(name: str, step: Step, x_NCHW: Tensor) -> Tensor:
         x_NCHW = step(x_NCHW)
-        layer = weighted_layer(following)
+        followers = steps.followers(name)
+        layer = layer_of(steps.modules[followers[0]]) if len(followers) == 1 else None
         if not isinstance(step, ConvUnit) or layer is None or isinstance(step.activation, nn.ReLU6):
-            continue
+            return x_NCHW
         depthwise = isinstance(layer, nn.Conv2d) and layer.groups > 1
         factors_C = _factors(
             x_NCHW.abs().amax((0, 2, 3)), layer.weight, depthwise=depthwise, free=per_channel
@@ -51,7 +54,9 @@ def equalise(network: nn.Module, images_NCHW: Tensor, *, per_channel: bool = Tru
         step.conv.bias.div_(factors_C)
         place = (-1, 1, 1, 1) if depthwise else (1, -1, 1, 1)
         layer.weight.mul_(factors_C.view(*place[: layer.weight.dim()]))
-        x_NCHW = x_NCHW / factors_C.view(1, -1, 1, 1)
+        return x_NCHW / factors_C.view(1, -1, 1, 1)
+
+    steps.walk(images_NCHW, compute)
     return equal
 
 
@@ -68,19 +73,22 @@ def room_for_biases(network: nn.Module, images_NCHW: Tensor) -> nn.Module:
         images_NCHW: real images, preprocessed; their activations say what the inputs' scales are.
     """
     roomy = copy.deepcopy(network)
-    x_NCHW = images_NCHW
-    for step in steps_of(roomy).values():
-        layer = weighted_layer(step)
+
+    def compute(_: str, step: Step, x_NCHW: Tensor) -> Tensor:
+        layer = layer_of(step)
         scale = Range.of(x_NCHW).scale
-        x_NCHW = step(x_NCHW)
+        y_NCHW: Tensor = step(x_NCHW)
         if layer is None or layer.bias is None or not scale:
-            continue
+            return y_NCHW
         weights_CW = layer.weight.view(len(layer.weight), -1)
         least_C = layer.bias.abs() * LARGEST / (MOST_STEPS * scale)
         largest_C, where_C = weights_CW.abs().max(1)
         small = (largest_C < least_C).nonzero().flatten()
         places = small, where_C[small]
         weights_CW[places] = least_C[small].copysign(weights_CW[places])
+        return y_NCHW
+
+    steps_of(roomy).walk(images_NCHW, compute)
     return roomy
 
 

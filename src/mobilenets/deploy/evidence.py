@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mobilenets.data.images import find_images
+from mobilenets.data.loaders import Batch, join
 from mobilenets.training.run import Run
+from mobilenets.training.task import Task
 
 IMAGES, CALIBRATION_IMAGES = 512, 100
 # Fewer say too little of what values an activation takes.
@@ -25,23 +27,29 @@ class Evidence:
 
     Args:
         images_NCHW: float32, preprocessed.
-        targets_N: class indices.
+        targets_N: class indices, or boxes (N, M, columns).
+        sizes_N2: of the files' images, where a task asks for them.
         source: where they are from, for people.
     """
 
     images_NCHW: Tensor
     targets_N: Tensor | None
     source: str
+    sizes_N2: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not len(self.images_NCHW):
             raise ValueError("no images to compare the exported file on: give some with --images")
 
-    def top1(self, outputs_NK: NDArray[np.float32]) -> float | None:
-        """The share of right first guesses, where the targets are known."""
+    def figure(self, task: Task, outputs: NDArray[np.float32]) -> float | None:
+        """What a task judges outputs by, such as top-1, where the targets are known."""
         if self.targets_N is None:
             return None
-        return float((outputs_NK.argmax(1) == self.targets_N.numpy()).mean())
+        metrics = task.metrics()
+        whole = len(self.images_NCHW)
+        batch = Batch(self.images_NCHW, self.targets_N, whole, self.sizes_N2)
+        metrics.update(torch.from_numpy(outputs), batch)
+        return metrics.compute()[task.monitor]
 
 
 def find_evidence(
@@ -127,9 +135,10 @@ def _labelled(run: Run, where: str, split: str | None, limit: int) -> Evidence:
         )
     except ValueError as error:
         raise ValueError(f"{error}; give images to compare on with --images") from None
-    batches = list(loader.batches())
+    whole = join(list(loader.batches()))
     return Evidence(
-        images_NCHW=torch.cat([batch.images_NCHW for batch in batches]).contiguous(),
-        targets_N=torch.cat([batch.targets_N for batch in batches]),
+        images_NCHW=whole.images_NCHW.contiguous(),
+        targets_N=whole.targets_N,
+        sizes_N2=whole.sizes_N2,
         source=f"{_names([where])} ({name})",
     )

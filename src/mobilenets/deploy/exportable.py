@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Protocol, Self, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from mobilenets.architecture.layers import ConvUnit
-from mobilenets.architecture.network import MobileNet
+from mobilenets.architecture.detector import Selection, Spec
 from mobilenets.architecture.preprocessing import Preprocessing, channel_order
-from mobilenets.architecture.spec import MobileNetSpec
+from mobilenets.architecture.steps import Steps, Stepwise, layer_of
 from mobilenets.deploy.fold import fold_batch_norm
 from mobilenets.training.run import Run
+from mobilenets.training.task import Form
 
 LARGEST_BATCH = 4096
 LEVELS = 255
@@ -40,9 +43,11 @@ class Exportable:
     """A network as every target takes it.
 
     Args:
-        network: in evaluation mode, batch norm folded; images (N, C, H, W) to outputs (N, K).
+        network: in evaluation mode, batch norm folded; images (N, C, H, W) to outputs.
         input_shape: an image's (C, H, W).
         labels: of the outputs; empty where they have none.
+        form: of the outputs, before a selection.
+        selection: which boxes the file tells; None where it tells every output.
         int8: how to quantise it; None leaves it in float.
     """
 
@@ -50,21 +55,28 @@ class Exportable:
     input_shape: tuple[int, int, int]
     preprocessing: Preprocessing
     labels: tuple[str, ...] = field(default=())
+    form: Form = "network"
+    selection: Selection | None = None
     int8: Int8 | None = None
 
     @classmethod
     def of_run(cls, run: Run) -> Self:
-        """A run's network, folded."""
-        model = cls.of_network(run.model, run.spec)
+        """A run's network, folded, and what follows on it in a file.
+
+        Raises:
+            ValueError: no file can hold it.
+        """
+        form: Form = "network" if run.task.selection is None else "boxes"
+        model = cls.of_network(run.task.in_file(run.model, form), run.spec)
         labels = list(run.labels)
-        head = run.model.classifier
+        head = getattr(run.model, "classifier", None)
         if isinstance(head, nn.Linear):
             # A recipe may ask for more outputs than there are classes.
             labels += [f"unused {number}" for number in range(len(labels), head.out_features)]
-        return replace(model, preprocessing=run.preprocessing, labels=tuple(labels))
+        return replace(model, preprocessing=run.preprocessing, labels=tuple(labels), form=form)
 
     @classmethod
-    def of_network(cls, network: nn.Module, spec: MobileNetSpec) -> Self:
+    def of_network(cls, network: nn.Module, spec: Spec) -> Self:
         """A network without labels, folded; images in [-1, 1]."""
         channels = channel_order(spec.input_channels)
         half = (0.5,) * spec.input_channels
@@ -81,6 +93,13 @@ class Exportable:
     def quantised(self, int8: Int8 | None) -> Self:
         """The same, to be quantised so."""
         return replace(self, int8=int8)
+
+    @property
+    def output(self) -> str:
+        """What the outputs are called."""
+        if self.selection is not None:
+            return "found"
+        return "logits" if self.form == "network" else self.form
 
     def pixels(self, images_NCHW: Tensor) -> Tensor:
         """Values from 0 to 255 of images that are normalised."""
@@ -109,35 +128,70 @@ class Exportable:
         return torch.export.export(module, (self.example(2),), dynamic_shapes=(sizes,))
 
 
-class Head(nn.Module):
-    """What follows the last feature map: pool, classify."""
+def steps_of(network: nn.Module) -> Steps:
+    """The network's convolutions.
 
-    def __init__(self, network: MobileNet) -> None:
-        super().__init__()
-        self.pool, self.classifier = network.pool, network.classifier
-
-    def forward(self, features_NCHW: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, K)."""
-        outputs_NK: Tensor = self.classifier(self.pool(features_NCHW).flatten(1))
-        return outputs_NK
-
-
-def steps_of(network: nn.Module) -> dict[str, ConvUnit | Head]:
-    """The network as a chain, by name: each step computes from what the one before gave.
-
-    >>> from mobilenets.architecture.spec import MobileNetSpec
-    >>> names = list(steps_of(MobileNet(MobileNetSpec())))
-    >>> names[0], names[1], names[-1], len(names)
-    ('conv0', 'block1.depthwise', 'classifier', 28)
+    Raises:
+        ValueError: it can't be taken apart.
     """
-    assert isinstance(network, MobileNet)
-    units = {
-        name: unit for name, unit in network.body.named_modules() if isinstance(unit, ConvUnit)
-    }
-    return {**units, "classifier": Head(network)}
+    return cast(Stepwise, network).steps()
 
 
-def weighted_layer(step: ConvUnit | Head) -> nn.Conv2d | nn.Linear | None:
-    """The layer of a step that has weights; none in a head that only pools."""
-    layer = step.conv if isinstance(step, ConvUnit) else step.classifier
-    return layer if isinstance(layer, nn.Conv2d | nn.Linear) else None
+def places_of(network: nn.Module, weights: Sequence[NDArray[np.float32]]) -> list[int]:
+    """Which layers a file's convolutions are, in whatever order and layout it has them: places among all that have weights.
+
+    >>> from mobilenets.architecture.network import MobileNet
+    >>> from mobilenets.architecture.spec import MobileNetSpec
+    >>> network = MobileNet(MobileNetSpec(0.25, 64))
+    >>> first, last = network.body["conv0"].conv.weight, network.classifier.weight
+    >>> places_of(network, [last.detach().T.numpy(), first.detach().numpy()])
+    [27, 0]
+    """
+    layers = [layer_of(step) for step in steps_of(network).modules.values()]
+    known = [_mark(layer.weight.detach().numpy()) for layer in layers if layer is not None]
+    return [
+        min(range(len(known)), key=lambda place: _apart(known[place], mark))
+        for mark in map(_mark, weights)
+    ]
+
+
+# Number of values, their sum, the sum of their squares.
+_Mark = tuple[int, float, float]
+
+
+def _mark(values: NDArray[np.float32]) -> _Mark:
+    exact = values.astype(np.float64)
+    return exact.size, float(exact.sum()), float(np.square(exact).sum())
+
+
+def _apart(one: _Mark, other: _Mark) -> tuple[int, float]:
+    return abs(one[0] - other[0]), abs(one[1] - other[1]) + abs(one[2] - other[2])
+
+
+class Placing(Protocol):
+    """A network that finds boxes, as TensorFlow's post-processing takes it."""
+
+    # Left, top, right, bottom.
+    boxes_A4: Tensor
+
+    def parts(self, images_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """How boxes are moved (N, A, 4: across, down, in width, in height), and scores, the background's first (N, A, 1 + K)."""
+
+
+def tail_of(operations: Sequence[tuple[str, Collection[str], bool]]) -> set[str]:
+    """Those that no convolution takes the output of, such as what places boxes: int8 leaves them in float.
+
+    Args:
+        operations: what each makes, what it takes, and whether it is a convolution, in the order in which they compute.
+
+    >>> sorted(tail_of([("a", ["image"], True), ("b", ["a"], False), ("c", ["b"], True), ("d", ["c"], False)]))
+    ['d']
+    """
+    needed: set[str] = set()
+    tail = set()
+    for name, takes, weighted in reversed(operations):
+        if weighted or name in needed:
+            needed.update(takes)
+        else:
+            tail.add(name)
+    return tail

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mobilenets.deploy.exportable import LEVELS, Exportable
+from mobilenets.deploy import litert_boxes
+from mobilenets.deploy.exportable import LEVELS, Exportable, places_of, tail_of
 from mobilenets.runtimes.quiet import quiet
 
 _WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
@@ -26,7 +27,8 @@ def write(model: Exportable, path: Path) -> None:
     with quiet("litert_torch", "torch", "jax"):
         import litert_torch
 
-        network = litert_torch.to_channel_last_io(model.network, args=[0]).eval()
+        whole = litert_boxes.Parts(model.network) if model.selection else model.network
+        network = litert_torch.to_channel_last_io(whole, args=[0]).eval()
         example_NHWC = model.example().permute(0, 2, 3, 1).contiguous()
         litert_torch.convert(network, (example_NHWC,)).export(str(path))
         if model.int8 is not None:
@@ -60,8 +62,9 @@ def _quantise(model: Exportable, path: Path) -> None:
     # Floats at both ends: who prepares images for the float file prepares them for this one.
     floats = [(".*", TFLOperationName.INPUT), (".*", TFLOperationName.OUTPUT)]
     floats += [
-        (re.escape(name), TFLOperationName.ALL_SUPPORTED)
-        for name in _outputs(interpreter, int8.keep)
+        # The quantiser looks for these in what operators put out, a semicolon behind each.
+        (f"^{re.escape(name)};", TFLOperationName.ALL_SUPPORTED)
+        for name in _floats(interpreter, model)
     ]
     for name, operation in floats:
         recipe.add_quantization_config(name, operation, algorithm_key="no_quantize")
@@ -78,14 +81,32 @@ def _quantise(model: Exportable, path: Path) -> None:
     whole.replace(path)
 
 
-def _outputs(interpreter: Any, layers: frozenset[int]) -> list[str]:
-    """What the named layers' outputs are called."""
+def _floats(interpreter: Any, model: Exportable) -> list[str]:
+    """What the outputs of layers that stay in float are called."""
     interpreter.allocate_tensors()
     names = {tensor["index"]: tensor["name"] for tensor in interpreter.get_tensor_details()}
-    weighted = [
-        operator for operator in interpreter._get_ops_details() if operator["op_name"] in _WEIGHTED
-    ]
-    return [names[weighted[number]["outputs"][0]] for number in sorted(layers)]
+    operators = interpreter._get_ops_details()
+    weighted = [operator for operator in operators if operator["op_name"] in _WEIGHTED]
+    assert model.int8 is not None
+    weights = [interpreter.get_tensor(operator["inputs"][1]) for operator in weighted]
+    kept = {
+        operator["outputs"][0]
+        for operator, place in zip(weighted, places_of(model.network, weights), strict=True)
+        if place in model.int8.keep
+    }
+    if model.form != "network":
+        tail = tail_of(
+            [
+                (
+                    str(operator["outputs"][0]),
+                    [*map(str, operator["inputs"])],
+                    operator["op_name"] in _WEIGHTED,
+                )
+                for operator in operators
+            ]
+        )
+        kept |= {int(tensor) for tensor in tail}
+    return [names[tensor] for tensor in sorted(kept)]
 
 
 def _described(model: Exportable, file: bytes) -> bytes:
@@ -104,6 +125,8 @@ def _described(model: Exportable, file: bytes) -> bytes:
         if buffer.offset > 1:
             buffer.data = np.frombuffer(file, np.uint8, buffer.size, buffer.offset)
             buffer.offset = buffer.size = 0
+    if model.selection is not None:
+        litert_boxes.append_selection(content, model.network, model.selection)
     buffer = tflite.BufferT()
     buffer.data = np.frombuffer(builder.Output(), np.uint8)
     content.buffers.append(buffer)
@@ -120,11 +143,11 @@ def _described(model: Exportable, file: bytes) -> bytes:
 
 
 def _metadata(model: Exportable) -> Any:
-    """How pictures become the input, and what the output's values are called."""
+    """How pictures become the input, and what the outputs' values are called."""
     from mediapipe.tasks.metadata import metadata_schema_py_generated as schema
 
     picture = schema.TensorMetadataT()
-    picture.name, picture.description = "image", "The image to classify."
+    picture.name, picture.description = "image", "The image to look at."
     picture.content = schema.ContentT()
     picture.content.contentPropertiesType = schema.ContentProperties.ImageProperties
     picture.content.contentProperties = schema.ImagePropertiesT()
@@ -139,21 +162,34 @@ def _metadata(model: Exportable) -> Any:
     step.options.std = [LEVELS * std for std in model.preprocessing.std]
     picture.processUnits = [step]
 
+    graph = schema.SubGraphMetadataT()
+    graph.inputTensorMetadata = [picture]
+    if model.selection is None:
+        graph.outputTensorMetadata = [_scores(model)]
+    else:
+        graph.outputTensorMetadata, graph.outputTensorGroups = litert_boxes.metadata(LABELS)
+    whole = schema.ModelMetadataT()
+    whole.name = "MobileNet"
+    whole.description = "Classifies images." if model.form == "network" else "Finds things."
+    whole.subgraphMetadata = [graph]
+    whole.minParserVersion = _PARSER
+    return whole
+
+
+def _scores(model: Exportable) -> Any:
+    """What the output's values are called."""
+    from mediapipe.tasks.metadata import metadata_schema_py_generated as schema
+
     scores = schema.TensorMetadataT()
     scores.name, scores.description = "score", "One value a class, before softmax."
+    if model.form != "network":
+        scores.name, scores.description = "boxes", "Boxes, each with a score of each class."
     scores.content = schema.ContentT()
     scores.content.contentPropertiesType = schema.ContentProperties.FeatureProperties
     scores.content.contentProperties = schema.FeaturePropertiesT()
-    if model.labels:
+    if model.labels and model.form == "network":
         labels = schema.AssociatedFileT()
         labels.name, labels.description = LABELS, "The classes, one a line."
         labels.type = schema.AssociatedFileType.TENSOR_AXIS_LABELS
         scores.associatedFiles = [labels]
-
-    graph = schema.SubGraphMetadataT()
-    graph.inputTensorMetadata, graph.outputTensorMetadata = [picture], [scores]
-    whole = schema.ModelMetadataT()
-    whole.name, whole.description = "MobileNet", "Classifies images."
-    whole.subgraphMetadata = [graph]
-    whole.minParserVersion = _PARSER
-    return whole
+    return scores

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mobilenets.deploy.exportable import Exportable, Int8
+from mobilenets.architecture.detector import Selection
+from mobilenets.deploy.exportable import Exportable, Int8, places_of, tail_of
 from mobilenets.runtimes.quiet import quiet
 
-INPUT, OUTPUT = "images", "logits"
+INPUT, BOXES = "images", "boxes"
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
 
 
@@ -23,11 +24,13 @@ def write(model: Exportable, path: Path) -> None:
     """Write a `.onnx` that takes any number of images, in float or in int8 with QDQ nodes."""
     if model.int8 is None:
         _write_float(model, path)
-        return
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".onnx-") as aside:
-        whole = Path(aside) / "float.onnx"
-        _write_float(model, whole)
-        _quantise(whole, path, model.int8)
+    else:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".onnx-") as aside:
+            whole = Path(aside) / "float.onnx"
+            _write_float(model, whole)
+            _quantise(whole, path, model)
+    if model.selection is not None:
+        _append_selection(path, model.selection)
 
 
 def _write_float(model: Exportable, path: Path) -> None:
@@ -35,7 +38,7 @@ def _write_float(model: Exportable, path: Path) -> None:
         program = torch.onnx.export(
             model.program(any_batch=True),
             input_names=[INPUT],
-            output_names=[OUTPUT],
+            output_names=[BOXES if model.selection else model.output],
             dynamo=True,
             verbose=False,
         )
@@ -46,8 +49,60 @@ def _write_float(model: Exportable, path: Path) -> None:
     program.save(str(path))
 
 
-def _quantise(whole: Path, path: Path, int8: Int8) -> None:
+def _append_selection(path: Path, selection: Selection) -> None:
+    """Let a file that gives every box with its scores (N, A, 4 + K) give the best alone (N, F, 6)."""
     import onnx
+
+    model = onnx.load(path)
+    (end,) = model.graph.output
+    _, boxes, values = (side.dim_value for side in end.type.tensor_type.shape.dim)
+    most = min(selection.most, boxes * (values - 4))
+    opset = next(used.version for used in model.opset_import if not used.domain)
+    best = onnx.parser.parse_model(
+        f"""<ir_version: {model.ir_version}, opset_import: ["" : {opset}]>
+        selection (float[N, {boxes}, {values}] placed) => (float[N, {most}, 6] found)
+        <int64[1] zero = {{0}}, int64[1] four = {{4}}, int64[1] end = {{{values}}}, int64[1] last = {{2}},
+         int64[1] most = {{{most}}}, float[1] overlap = {{{selection.overlap}}}, float[1] least = {{{selection.score}}},
+         int64[2] flat = {{0, -1}}, int64[1] boxes = {{{boxes}}},
+         float none = {{0.0}}, float whole = {{1.0}}>
+        {{
+            corners = Slice (placed, zero, four, last)
+            by_box = Slice (placed, four, end, last)
+            scores = Transpose <perm = [0, 2, 1]> (by_box)
+            picked = NonMaxSuppression (corners, scores, most, overlap, least)
+            picked_scores = GatherND (scores, picked)
+            shape = Shape (scores)
+            nothing = ConstantOfShape (shape)
+            kept = ScatterND (nothing, picked, picked_scores)
+            in_a_row = Reshape (kept, flat)
+            best, places = TopK <axis = 1> (in_a_row, most)
+            classes = Div (places, boxes)
+            box_places = Mod (places, boxes)
+            in_image = Unsqueeze (box_places, last)
+            best_corners = GatherND <batch_dims = 1> (corners, in_image)
+            within = Clip (best_corners, none, whole)
+            best_of = Unsqueeze (best, last)
+            class_numbers = Cast <to = 1> (classes)
+            classes_of = Unsqueeze (class_numbers, last)
+            rows = Concat <axis = 2> (within, best_of, classes_of)
+            are = Greater (best_of, none)
+            there = Cast <to = 1> (are)
+            found = Mul (rows, there)
+        }}"""
+    )
+    whole = onnx.compose.merge_models(
+        model, best, io_map=[(end.name, "placed")], prefix2="selection_"
+    )
+    whole.graph.node[-1].output[0] = whole.graph.output[0].name = "found"
+    onnx.checker.check_model(whole)
+    onnx.save(whole, path)
+
+
+def _quantise(whole: Path, path: Path, model: Exportable) -> None:
+    import onnx
+
+    int8 = model.int8
+    assert int8 is not None
 
     with quiet():
         from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
@@ -58,8 +113,18 @@ def _quantise(whole: Path, path: Path, int8: Int8) -> None:
         logging.disable(logging.CRITICAL)
         try:
             quant_pre_process(whole, prepared, skip_symbolic_shape=True)
-            nodes = onnx.load(prepared).graph.node
-            weighted = [node.name for node in nodes if node.op_type in _WEIGHTED]
+            graph = onnx.load(prepared).graph
+            nodes, stored = graph.node, {tensor.name: tensor for tensor in graph.initializer}
+            weighted = [node for node in nodes if node.op_type in _WEIGHTED]
+            weights = [onnx.numpy_helper.to_array(stored[node.input[1]]) for node in weighted]
+            places = places_of(model.network, weights)
+            kept = {
+                node.name
+                for node, place in zip(weighted, places, strict=True)
+                if place in int8.keep
+            }
+            if model.form != "network":
+                kept |= _tail(nodes)
             quantize_static(
                 prepared,
                 path,
@@ -68,10 +133,16 @@ def _quantise(whole: Path, path: Path, int8: Int8) -> None:
                 per_channel=int8.per_channel,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
-                nodes_to_exclude=[weighted[number] for number in sorted(int8.keep)],
+                nodes_to_exclude=sorted(kept),
             )
         finally:
             logging.disable(logging.NOTSET)
+
+
+def _tail(nodes: Any) -> set[str]:
+    """The nodes that place boxes."""
+    tail = tail_of([(node.output[0], node.input, node.op_type in _WEIGHTED) for node in nodes])
+    return {node.name for node in nodes if node.output[0] in tail}
 
 
 def _images(int8: Int8) -> Any:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mobilenets.data.files import read_json
 from mobilenets.data.images import BadImageError
+from mobilenets.data.parts import Part
 from mobilenets.data.video import Frame, Pictures
 from mobilenets.deploy.bundle import MANIFEST, checksums, folder_of
 from mobilenets.deploy.target import FLOAT, TARGETS, Target
@@ -25,7 +26,7 @@ from mobilenets.runtimes.model import Model, find_runtime
 from mobilenets.runtimes.timing import time_once
 from mobilenets.training.run import Run
 from mobilenets.training.stages import Stages
-from mobilenets.training.task import Prediction
+from mobilenets.training.task import Form, Prediction
 
 BATCH = 32
 # Frames of a large video take much memory.
@@ -35,12 +36,17 @@ TORCH = "torch"
 TRIALS = 5
 
 
+# Inputs (P, C, H, W), and what of the image they are.
+Prepared = tuple[Tensor, tuple[Part, ...]]
+
+
 @dataclass(frozen=True)
 class Engine:
-    """A runtime with a run's network in it: a batch (N, C, H, W) gives outputs (N, K)."""
+    """A runtime with a run's network in it: a batch (N, C, H, W) gives outputs of a form."""
 
     runtime: str
     outputs: Callable[[Tensor], NDArray[np.float32]]
+    form: Form = "network"
 
 
 def find_engine(run: Run, wanted: str = "auto", *, batch: int = 1) -> Engine:
@@ -61,10 +67,10 @@ def find_engine(run: Run, wanted: str = "auto", *, batch: int = 1) -> Engine:
     engines: list[Engine] = []
     if wanted != TORCH:
         asked = targets.values() if wanted == "auto" else [targets[wanted]]
-        files = {target.runtime: file for target in asked if (file := _proven(run, target))}
-        for name, file in files.items():
+        files = {target.runtime: found for target in asked if (found := _proven(run, target))}
+        for name, (file, form) in files.items():
             try:
-                engines.append(_engine(name, find_runtime(name).open(file)))
+                engines.append(_engine(name, find_runtime(name).open(file), form))
             except (ValueError, ImportError):
                 # One that is missing, or can't read its file any more, is none of those to choose from.
                 if wanted != "auto":
@@ -79,8 +85,8 @@ def find_engine(run: Run, wanted: str = "auto", *, batch: int = 1) -> Engine:
     return Engine(TORCH, lambda inputs_NCHW: run.outputs(inputs_NCHW).numpy())
 
 
-def _engine(runtime: str, model: Model) -> Engine:
-    return Engine(runtime, lambda inputs_NCHW: model.run(inputs_NCHW.contiguous().numpy()))
+def _engine(runtime: str, model: Model, form: Form) -> Engine:
+    return Engine(runtime, lambda inputs_NCHW: model.run(inputs_NCHW.contiguous().numpy()), form)
 
 
 def _fastest(engines: Sequence[Engine], run: Run, batch: int) -> Engine:
@@ -110,6 +116,8 @@ def predict_images(
     batch_size: int = BATCH,
     stages: Stages | None = None,
     over: Event | None = None,
+    side: int | None = None,
+    score: float | None = None,
 ) -> Iterator[tuple[Path | Frame | BadImageError, Prediction | BadImageError]]:
     """What a run says of each image, in order, or what is wrong with it.
 
@@ -117,23 +125,27 @@ def predict_images(
         images: files, frames, and what is known to be wrong; they are asked for in a thread of their own.
         batch_size: images that go through the network together; more is faster, and an answer waits for all of them.
         stages: notes how long this thread waited for `images`, for the `network`, and for all else.
+        side: of parts that large images are also looked at in, in pixels.
+        score: the least that a box is told with.
         over: set when no more answers are wanted, so that who gives the images can stop looking for the next.
     """
     stages, over = stages or Stages(), over or Event()
+    task = run.task.reading(engine.form, score)
     waiting = iter(images)
 
-    def prepare(image: Path | Frame | BadImageError) -> Tensor | BadImageError:
+    def prepare(image: Path | Frame | BadImageError) -> Prepared | BadImageError:
         if isinstance(image, BadImageError):
             return image
         try:
-            return run.prepare(image.pixels_HWC if isinstance(image, Frame) else image)
+            return run.prepare_parts(image.pixels_HWC if isinstance(image, Frame) else image, side)
         except BadImageError as error:
             return error
 
     with _readers(1) as ahead, _readers(os.cpu_count()) as pool:
 
-        def take() -> list[tuple[Path | Frame | BadImageError, Tensor | BadImageError]]:
-            group = list(islice(waiting, batch_size))
+        def take() -> list[tuple[Path | Frame | BadImageError, Prepared | BadImageError]]:
+            # One image alone may have hundreds of parts.
+            group = list(islice(waiting, batch_size if side is None else 1))
             return list(zip(group, pool.map(prepare, group), strict=True))
 
         following = ahead.submit(take)
@@ -141,12 +153,19 @@ def predict_images(
             while group := following.result():
                 stages.lap("images")
                 following = ahead.submit(take)
-                readable = [tensor for _, tensor in group if isinstance(tensor, Tensor)]
-                outputs = engine.outputs(torch.cat(readable)) if readable else None
+                readable = [one for _, one in group if not isinstance(one, BadImageError)]
+                inputs = [inputs_PCHW for inputs_PCHW, _ in readable]
+                whole = inputs[0] if len(inputs) == 1 else torch.cat(inputs) if inputs else None
+                pieces = () if whole is None else torch.split(whole, BATCH)
+                outputs = [engine.outputs(piece_NCHW) for piece_NCHW in pieces]
                 stages.lap("network")
-                predictions = iter([] if outputs is None else run.task.decode(outputs))
-                for image, tensor in group:
-                    yield image, tensor if isinstance(tensor, BadImageError) else next(predictions)
+                predictions = iter([one for some in outputs for one in task.decode(some)])
+                for image, one in group:
+                    if isinstance(one, BadImageError):
+                        yield image, one
+                        continue
+                    _, parts = one
+                    yield image, task.join(list(islice(predictions, len(parts))), parts)
                 stages.count(len(readable))
                 stages.lap("labels")
         finally:
@@ -167,8 +186,8 @@ def _readers(count: int | None) -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(before)
 
 
-def _proven(run: Run, target: Target) -> Path | None:
-    """A float file whose manifest says that it is equal, of just these weights and bytes."""
+def _proven(run: Run, target: Target) -> tuple[Path, Form] | None:
+    """A float file whose manifest says that it is equal, of just these weights and bytes, and what it gives."""
     folder = folder_of(run, target, FLOAT)
     file = folder / target.file
     try:
@@ -178,6 +197,7 @@ def _proven(run: Run, target: Target) -> Path | None:
             and manifest.get("weights_sha256") == run.weights_sha256
             and manifest.get("sha256") == checksums(file)
         )
+        form: Form = manifest.get("form", "network")
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return file if proven and file.exists() else None
+    return (file, form) if proven and file.exists() else None

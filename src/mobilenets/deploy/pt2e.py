@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from mobilenets.deploy.exportable import Exportable, Int8
+from mobilenets.deploy.exportable import Exportable, Int8, tail_of
 from mobilenets.runtimes.quiet import quiet
 
 BATCH = 16
@@ -32,7 +32,8 @@ def quantise(model: Exportable, graph: nn.Module) -> GraphModule:
         assert model.int8 is not None
         # By itself it looks for a range that loses little over all values, and cuts off what few need.
         observer = MinMaxObserver.with_args(eps=SMALLEST_SCALE)
-        prepared = _prepared(graph, model.int8, prepare_pt2e, observer)
+        floats = set() if model.form == "network" else _tail(graph)
+        prepared = _prepared(graph, model.int8, prepare_pt2e, observer, floats)
         with torch.inference_mode():
             for images_NCHW in torch.split(model.int8.images_NCHW, BATCH):
                 prepared(images_NCHW)
@@ -48,17 +49,22 @@ def rounded_in_training(graph: nn.Module, int8: Int8) -> GraphModule:
     with quiet("torch", "torchao", "executorch"):
         from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e
 
-        return _prepared(graph, int8, prepare_qat_pt2e, None)
+        return _prepared(graph, int8, prepare_qat_pt2e, None, set())
 
 
 def _prepared(
-    graph: nn.Module, int8: Int8, prepare: Callable[..., GraphModule], observer: Any
+    graph: nn.Module,
+    int8: Int8,
+    prepare: Callable[..., GraphModule],
+    observer: Any,
+    floats: set[str],
 ) -> GraphModule:
     """The graph with an observer at each place that int8 rounds.
 
     Args:
         prepare: torchao's, for calibration or for training.
         observer: of activations; None takes XNNPACK's own.
+        floats: nodes that stay in float.
     """
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,
@@ -75,7 +81,7 @@ def _prepared(
             for end in ("input_activation", "output_activation")
         }
         config = replace(config, **ends)
-    kept = _kept(graph, int8.keep)
+    kept = _kept(graph, int8.keep) | floats
     quantizer = XNNPACKQuantizer().set_global(config)
     quantizer.set_filter_function(lambda node: node.name not in kept)
     capped = _uncap(graph, kept)
@@ -96,6 +102,21 @@ def _kept(graph: GraphModule, keep: frozenset[int]) -> set[str]:
     weighted = [node for node in graph.graph.nodes if str(node.target) in _WEIGHTED]
     nodes = [weighted[number] for number in keep]
     return {node.name for node in nodes} | {user.name for node in nodes for user in node.users}
+
+
+def _tail(graph: nn.Module) -> set[str]:
+    """The nodes that place boxes."""
+    assert isinstance(graph, GraphModule)
+    return tail_of(
+        [
+            (
+                node.name,
+                [taken.name for taken in node.all_input_nodes],
+                str(node.target) in _WEIGHTED,
+            )
+            for node in graph.graph.nodes
+        ]
+    )
 
 
 def _uncap(graph: GraphModule, kept: set[str]) -> set[str]:

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import deque
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from mobilenets.architecture.layers import ConvUnit
-from mobilenets.deploy.exportable import Head, steps_of, weighted_layer
+from mobilenets.architecture.steps import Step, layer_of
+from mobilenets.deploy.exportable import steps_of
 
 LEVELS, LARGEST = 255, 127
 
@@ -88,8 +88,8 @@ class Simulation:
         self._steps = steps_of(copy.deepcopy(network))
         self._whole = {
             name: layer.weight.detach().clone()
-            for name, step in self._steps.items()
-            if (layer := weighted_layer(step)) is not None
+            for name, step in self._steps.modules.items()
+            if (layer := layer_of(step)) is not None
         }
         self._rounded = {
             name: round_weights(weights, per_channel=per_channel)
@@ -97,11 +97,14 @@ class Simulation:
         }
         self._input = Range.of(images_NCHW)
         self._ranges: dict[str, tuple[Range, Range]] = {}
-        x = images_NCHW
-        for name, step in self._steps.items():
+
+        def compute(name: str, step: Step, x: Tensor) -> Tensor:
             before = _before(step, x)
             x = _after(step, before)
             self._ranges[name] = Range.of(before), Range.of(x)
+            return x
+
+        self._steps.walk(images_NCHW, compute)
 
     @property
     def layers(self) -> list[str]:
@@ -109,22 +112,24 @@ class Simulation:
         return list(self._whole)
 
     @torch.no_grad()
-    def outputs(self, images_NCHW: Tensor, quantised: Set[str]) -> dict[str, Tensor]:
-        """Every layer's output, the network's last, with the named layers in int8."""
-        return dict(self._walk(images_NCHW, quantised))
+    def layer_outputs(self, images_NCHW: Tensor, quantised: Set[str]) -> dict[str, Tensor]:
+        """Every layer's output, with the named layers in int8."""
+        found: dict[str, Tensor] = {}
+
+        def compute(name: str, step: Step, x: Tensor) -> Tensor:
+            found[name] = self._compute(name, step, x, quantised)
+            return found[name]
+
+        self._steps.walk(self._images(images_NCHW, quantised), compute)
+        return found
 
     @torch.no_grad()
-    def last_outputs(self, images_NCHW: Tensor, quantised: Set[str]) -> Tensor:
-        """The network's outputs alone."""
-        ((_, last),) = deque(self._walk(images_NCHW, quantised), maxlen=1)
-        return last
-
-    def _walk(self, images_NCHW: Tensor, quantised: Set[str]) -> Iterator[tuple[str, Tensor]]:
-        x = self._input.round(images_NCHW) if self.layers[0] in quantised else images_NCHW
-        for name, step in self._steps.items():
-            self._take(name, step, rounded=name in quantised)
-            x = self._finish(name, step, _before(step, x), rounded=name in quantised)
-            yield name, x
+    def outputs(self, images_NCHW: Tensor, quantised: Set[str]) -> Tensor:
+        """The network's outputs, with the named layers in int8."""
+        return self._steps.outputs(
+            self._images(images_NCHW, quantised),
+            lambda name, step, x: self._compute(name, step, x, quantised),
+        )
 
     @torch.no_grad()
     def bias_corrections(self, images_NCHW: Tensor, quantised: Set[str]) -> dict[str, Tensor]:
@@ -134,12 +139,11 @@ class Simulation:
         1906.04721, section 4.2, with images in place of batch norm's statistics).
         """
         found: dict[str, Tensor] = {}
-        float_x = images_NCHW
-        x = self._input.round(images_NCHW) if self.layers[0] in quantised else images_NCHW
-        for name, step in self._steps.items():
+
+        def compute(name: str, step: Step, both: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            whole, x = both
             self._take(name, step, rounded=False)
-            wanted = _before(step, float_x)
-            float_x = _after(step, wanted)
+            wanted = _before(step, whole)
             self._take(name, step, rounded=name in quantised)
             before = _before(step, x)
             if name in self._whole:
@@ -147,28 +151,38 @@ class Simulation:
                 found[name] = (wanted - before).mean(axes)
                 before = before + found[name].view(1, -1, *[1] * (before.dim() - 2))
             x = self._finish(name, step, before, rounded=name in quantised)
+            return _after(step, wanted), x
+
+        self._steps.walk((images_NCHW, self._images(images_NCHW, quantised)), compute)
         return found
 
     def errors(self, images_NCHW: Tensor) -> list[LayerError]:
         """How much each layer suffers, in the order in which they compute."""
-        whole = self.outputs(images_NCHW, frozenset())
-        together = self.outputs(images_NCHW, frozenset(self.layers))
-        last = list(self._steps)[-1]
+        outputs = self.outputs(images_NCHW, frozenset())
+        whole = self.layer_outputs(images_NCHW, frozenset())
+        together = self.layer_outputs(images_NCHW, frozenset(self.layers))
         return [
             LayerError(
                 layer=name,
-                alone=decibels(whole[last], self.last_outputs(images_NCHW, {name})),
+                alone=decibels(_weighed(outputs), _weighed(self.outputs(images_NCHW, {name}))),
                 together=decibels(whole[name], together[name]),
             )
             for name in self.layers
         ]
 
-    def _take(self, name: str, step: ConvUnit | Head, *, rounded: bool) -> None:
-        layer = weighted_layer(step)
+    def _images(self, images_NCHW: Tensor, quantised: Set[str]) -> Tensor:
+        return self._input.round(images_NCHW) if self.layers[0] in quantised else images_NCHW
+
+    def _compute(self, name: str, step: Step, x: Tensor, quantised: Set[str]) -> Tensor:
+        self._take(name, step, rounded=name in quantised)
+        return self._finish(name, step, _before(step, x), rounded=name in quantised)
+
+    def _take(self, name: str, step: Step, *, rounded: bool) -> None:
+        layer = layer_of(step)
         if layer is not None:
             layer.weight.copy_((self._rounded if rounded else self._whole)[name])
 
-    def _finish(self, name: str, step: ConvUnit | Head, before: Tensor, *, rounded: bool) -> Tensor:
+    def _finish(self, name: str, step: Step, before: Tensor, *, rounded: bool) -> Tensor:
         if not rounded:
             return _after(step, before)
         ends = self._ranges[name]
@@ -181,11 +195,19 @@ class Simulation:
 def shift_biases(network: nn.Module, by: Mapping[str, Tensor]) -> nn.Module:
     """A copy with something added to its layers' biases."""
     shifted = copy.deepcopy(network)
-    for name, step in steps_of(shifted).items():
-        layer = weighted_layer(step)
+    for name, step in steps_of(shifted).modules.items():
+        layer = layer_of(step)
         if layer is not None and layer.bias is not None and name in by:
             layer.bias.add_(by[name])
     return shifted
+
+
+def _weighed(outputs: Tensor) -> Tensor:
+    """Outputs as they matter: of boxes with scores (N, A, 4 + K), a box counts as much as something is in it."""
+    if outputs.dim() < 3:
+        return outputs
+    boxes_NA4, scores_NAK = outputs[..., :4], outputs[..., 4:]
+    return torch.cat([boxes_NA4 * scores_NAK.amax(-1, keepdim=True), scores_NAK], -1)
 
 
 def decibels(signal: Tensor, with_noise: Tensor) -> float:
@@ -199,13 +221,13 @@ def decibels(signal: Tensor, with_noise: Tensor) -> float:
     return math.inf if noise == 0 else 10 * math.log10(max(power, 1e-30) / noise)
 
 
-def _before(step: ConvUnit | Head, x: Tensor) -> Tensor:
+def _before(step: Step, x: Tensor) -> Tensor:
     """A step's output before its activation function."""
     outputs: Tensor = step.convolve(x) if isinstance(step, ConvUnit) else step(x)
     return outputs
 
 
-def _after(step: ConvUnit | Head, before: Tensor) -> Tensor:
+def _after(step: Step, before: Tensor) -> Tensor:
     """A step's output from that."""
     # The activation may work in place.
     outputs: Tensor = step.activation(before.clone()) if isinstance(step, ConvUnit) else before

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
+from mobilenets.architecture.detector import Spec
 from mobilenets.architecture.network import MobileNet
 from mobilenets.architecture.spec import MobileNetSpec
 from mobilenets.cost.published import PUBLISHED
@@ -106,7 +107,7 @@ def find_subjects(references: Sequence[str], runtimes: Sequence[str], aside: Pat
     return found
 
 
-def _network(reference: str) -> tuple[nn.Module, MobileNetSpec]:
+def _network(reference: str) -> tuple[nn.Module, Spec]:
     if Path(reference).is_dir():
         run = Run.load(reference)
         return run.model, run.spec
@@ -125,7 +126,7 @@ def _accuracy(reference: str) -> tuple[float | None, str]:
 
 def _exported(reference: str, target: Target, aside: Path) -> Path:
     network, spec = _network(reference)
-    folder = aside / f"{len(list(aside.iterdir()))}-{spec}"
+    folder = aside / f"{len(list(aside.iterdir()))}"
     folder.mkdir()
     path = folder / target.file
     target.write(Exportable.of_network(network, spec), path)

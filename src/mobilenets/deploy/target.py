@@ -34,6 +34,7 @@ class Target:
         rounds_activations: int8 is not of weights alone.
         channels_last: the input is (N, H, W, C).
         normalises: the file takes values from 0 to 255 and gives shares.
+        selects: a detector's file selects the best boxes by itself.
         any_batch: takes any number of images at a time, not one.
     """
 
@@ -49,6 +50,7 @@ class Target:
     rounds_activations: bool = True
     channels_last: bool = False
     normalises: bool = False
+    selects: bool = False
     any_batch: bool = True
     quantised_by: str = ""
 
@@ -109,6 +111,7 @@ TARGETS = {
             distributions=("onnx", "onnxscript", "onnxruntime"),
             extra="",
             writer="mobilenets.deploy.onnx",
+            selects=True,
             runtime="onnxruntime",
         ),
         Target(
@@ -119,6 +122,7 @@ TARGETS = {
             distributions=("litert-torch", "ai-edge-litert", "ai-edge-quantizer", "mediapipe"),
             extra="litert",
             writer="mobilenets.deploy.litert",
+            selects=True,
             runtime="litert",
             channels_last=True,
             any_batch=False,
@@ -142,6 +146,7 @@ TARGETS = {
             distributions=("openvino", "nncf"),
             extra="openvino",
             writer="mobilenets.deploy.openvino",
+            selects=True,
             runtime="openvino",
             corrects_bias=True,
         ),

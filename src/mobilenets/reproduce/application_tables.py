@@ -10,6 +10,7 @@ from mobilenets.architecture import Layer, MobileNetSpec, layers_of
 from mobilenets.cost import cost, count
 from mobilenets.reproduce.model_figures import (
     BODY_ONLY,
+    not_counted,
     parameter_figure,
     trained,
 )
@@ -73,7 +74,7 @@ def table_10() -> tuple[Figure, ...]:
                 _label(spec), parameters, dogs, TABLE_10, note=f"with {DOG_BREEDS} classes"
             ),
         )
-    return (*_not_counted("Inception V3", "top-1", "84", "5000", "23.2", TABLE_10), *figures)
+    return (*not_counted("Inception V3", "top-1", "84", "5000", "23.2", TABLE_10), *figures)
 
 
 def table_12() -> tuple[Figure, ...]:
@@ -106,7 +107,7 @@ def table_12() -> tuple[Figure, ...]:
     text = "Howard et al. 2017, section 4.5"
     return (
         *figures,
-        *_not_counted("Baseline", "mean AP", "86.9", "1600", "7.5", TABLE_12),
+        *not_counted("Baseline", "mean AP", "86.9", "1600", "7.5", TABLE_12),
         Figure(
             row="text",
             column="parameters of the baseline",
@@ -177,7 +178,7 @@ def table_14() -> tuple[Figure, ...]:
                 note="no plain head gives it: the printed figure grows as the input shrinks",
             ),
         )
-    return (*_not_counted("FaceNet", "accuracy at 1e-4", "83", "1600", "7.5", TABLE_14), *figures)
+    return (*not_counted("FaceNet", "accuracy at 1e-4", "83", "1600", "7.5", TABLE_14), *figures)
 
 
 def _label(spec: MobileNetSpec) -> str:
@@ -187,28 +188,6 @@ def _label(spec: MobileNetSpec) -> str:
     '0.75 MobileNet-192'
     """
     return f"{spec.width} MobileNet-{spec.resolution}"
-
-
-def _not_counted(
-    label: str, column: str, accuracy: str, mult_adds: str, parameters: str, source: str
-) -> tuple[Figure, ...]:
-    """A network whose layers are not listed here."""
-    note = f"{label}: its layers are not listed here"
-    return (
-        trained(label, column, accuracy, "quoted by the paper", source),
-        *(
-            Figure(
-                row=label,
-                column=name,
-                printed=printed,
-                unit="M",
-                computed=None,
-                note=note,
-                source=source,
-            )
-            for name, printed in (("mult-adds", mult_adds), ("parameters", parameters))
-        ),
-    )
 
 
 def _first_layer_of(channels: int, rows: tuple[Layer, ...]) -> Iterator[Layer]:

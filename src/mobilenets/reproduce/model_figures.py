@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from mobilenets.architecture import MobileNetSpec
 from mobilenets.cost import PUBLISHED, Cost, cost
-from mobilenets.reproduce.printed import Alternative, Figure, Misprint
+from mobilenets.reproduce.printed import Alternative, Figure, Misprint, Unit
 
 BODY_ONLY = "body only, classifier left out"
 FLOPS = "FLOPs instead of mult-adds"
@@ -83,6 +84,33 @@ def trained(
         note=f"a training result; {note}",
         misprint=misprint,
         source=source,
+    )
+
+
+def not_counted(
+    label: str,
+    column: str,
+    accuracy: str,
+    mult_adds: str,
+    parameters: str,
+    source: str,
+    *,
+    unit: Unit = "M",
+) -> tuple[Figure, Figure, Figure]:
+    """The row of a network whose layers are not listed here; `unit` is that of its mult-adds."""
+    unknown = Figure(
+        row=label,
+        column="mult-adds",
+        printed=mult_adds,
+        unit=unit,
+        computed=None,
+        note=f"{label}: its layers are not listed here",
+        source=source,
+    )
+    return (
+        trained(label, column, accuracy, "quoted by the paper", source),
+        unknown,
+        replace(unknown, column="parameters", printed=parameters, unit="M"),
     )
 
 

@@ -1,4 +1,4 @@
-"""The networks that Tables 8 and 9 compare with, as layer rows that `cost.count` can count.
+"""The networks that Tables 8, 9 and 13 compare with, as layer rows that `cost.count` can count.
 
 Sources: Szegedy et al. 2014 (GoogLeNet, Table 1), Simonyan and Zisserman 2014 (VGG, column D),
 Iandola et al. 2016 (SqueezeNet 1.0, Table 1), Krizhevsky et al. 2012 (AlexNet, two groups).
@@ -7,8 +7,10 @@ Iandola et al. 2016 (SqueezeNet 1.0, Table 1), Krizhevsky et al. 2012 (AlexNet, 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
+from mobilenets.architecture.detector import COCO_CLASSES, PROPOSALS
 from mobilenets.architecture.layer_rows import Layer
 
 # Channels of one stage of 3x3 convolutions; every stage ends in a 2x2 pool.
@@ -119,14 +121,45 @@ def vgg16() -> tuple[Layer, ...]:
 
 
 def _vgg16() -> Iterator[Layer]:
-    side, channels = 224, 3
+    body = tuple(_vgg16_body(224))
+    yield from body
+    yield from _three_linear(body[-1].out_channels * (224 // 32) ** 2)
+
+
+def _vgg16_body(side: int) -> Iterator[Layer]:
+    channels = 3
     for stage, widths in enumerate(_VGG_STAGES, start=1):
         for position, width in enumerate(widths, start=1):
             name = f"conv{stage}_{position}"
             yield _conv(name, (channels, width), side, kernel=3, padding=1)
             channels = width
         side //= 2
-    yield from _three_linear(channels * side * side)
+
+
+def faster_rcnn_on_vgg16(side: int) -> tuple[Layer, ...]:
+    """Faster R-CNN on VGG-16 for COCO's 90 classes: 12 boxes a place, 300 proposals of 7x7.
+
+    >>> from mobilenets.cost import count
+    >>> count(faster_rcnn_on_vgg16(300)).mult_adds
+    64304090112
+    """
+    return tuple(_faster_rcnn_on_vgg16(side))
+
+
+def _faster_rcnn_on_vgg16(side: int) -> Iterator[Layer]:
+    body = tuple(_vgg16_body(side))
+    yield from body
+    channels, (side, _) = body[-1].out_channels, body[-1].out_size
+    yield _conv("rpn.conv", (channels, channels), side, kernel=3, padding=1)
+    yield _conv("rpn.outputs", (channels, 12 * (2 + 4)), side)
+    features = channels * 7 * 7
+    for layer in (
+        _linear("fc6", features, 4096),
+        _linear("fc7", 4096, 4096),
+        _linear("scores", 4096, COCO_CLASSES + 1),
+        _linear("boxes", 4096, 4 * COCO_CLASSES),
+    ):
+        yield replace(layer, repeats=PROPOSALS)
 
 
 def squeezenet(*, side: int = 227, last_padding: int = 0) -> tuple[Layer, ...]:

@@ -22,10 +22,10 @@ Verdict = Literal[
     "not reproduced",
 ]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
-Unit = Literal["", "M", "%", "points", "times"]
+Unit = Literal["", "M", "G", "%", "points", "times"]
 Value = int | Fraction | str
 
-_SCALES: dict[Unit, int] = {"M": 10**6}
+_SCALES: dict[Unit, int] = {"M": 10**6, "G": 10**9}
 
 
 class Alternative(NamedTuple):
@@ -49,7 +49,7 @@ class Figure:
     Args:
         row, column: where it stands in the table; `text` rows are claims in the text around it.
         printed: the figure as printed, without its unit.
-        unit: `M` is millions; `computed` is always in ones.
+        unit: `M` is millions, `G` thousands of them; `computed` is always in ones.
         computed: exact whole number, fraction or text; None where arithmetic cannot give it.
         counted: what `computed` counts.
         step: the last place that the figure states, where trailing zeros hide it; None takes the

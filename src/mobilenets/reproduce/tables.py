@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from mobilenets.reproduce.application_tables import table_10, table_12, table_14
+from mobilenets.reproduce.detection_table import table_13
 from mobilenets.reproduce.imagenet_tables import (
     table_4,
     table_5,
@@ -49,7 +50,9 @@ TABLES: tuple[Table, ...] = (
     Table(number=10, title="Stanford Dogs", computed="MobileNet's costs", build=table_10),
     Table(number=11, title="Photo geolocation", computed="not yet"),
     Table(number=12, title="Face attributes", computed="MobileNet's costs", build=table_12),
-    Table(number=13, title="COCO detection", computed="not yet"),
+    Table(
+        number=13, title="COCO detection", computed="MobileNet's and VGG's costs", build=table_13
+    ),
     Table(number=14, title="Face embeddings", computed="MobileNet's costs", build=table_14),
 )
 

@@ -12,6 +12,8 @@ from mobilenets.runtimes.quiet import in_short, quiet
 
 # Channels of an image; the other sides of an input are longer.
 _MOST_CHANNELS = 4
+# Sides of the outputs of TensorFlow's post-processing: boxes (1, F, 4), classes (1, F), scores (1, F) and their number (1).
+_SELECTION = [3, 2, 2, 1]
 
 
 class LiteRtModel:
@@ -43,7 +45,10 @@ class LiteRtModel:
         if not known or len(inputs[0]["shape"]) != 4:
             raise ValueError(f"{path}: it takes something else than a batch of images")
         self._path = path
-        self._one_by_one = False
+        sides = [len(end["shape"]) for end in self._interpreter.get_output_details()]
+        self._selects = sides == _SELECTION
+        # What selects boxes does so in one image.
+        self._one_by_one = self._selects
         self._channels_last = inputs[0]["shape"][3] <= _MOST_CHANNELS
 
     @property
@@ -54,7 +59,8 @@ class LiteRtModel:
         return channels, height, width
 
     def run(self, inputs_NCHW: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The first output for a batch, such as logits (N, K).
+        """The first output for a batch, such as logits (N, K); of a file that selects boxes, those (N, F, 6): left, top,
+        right, bottom, score and class, a score of 0 where there are fewer.
 
         A file made for one image at a time is given the images of a batch one after another.
 
@@ -96,8 +102,20 @@ class LiteRtModel:
         begin = self._interpreter.get_input_details()[0]
         self._interpreter.set_tensor(begin["index"], _quantised(given, begin))
         self._interpreter.invoke()
+        if self._selects:
+            return self._selected()
         end = self._interpreter.get_output_details()[0]
         return _floats(self._interpreter.get_tensor(end["index"]), end)
+
+    def _selected(self) -> NDArray[np.float32]:
+        boxes_1F4, classes_1F, scores_1F, count_1 = (
+            self._interpreter.get_tensor(end["index"])
+            for end in self._interpreter.get_output_details()
+        )
+        top, left, bottom, right = np.moveaxis(boxes_1F4.clip(0, 1), -1, 0)
+        scores_1F = np.where(np.arange(scores_1F.shape[1]) < count_1[0], scores_1F, 0)
+        found: NDArray[np.float32] = np.stack([left, top, right, bottom, scores_1F, classes_1F], -1)
+        return found
 
 
 def _is_scaled(tensor: dict[str, Any]) -> bool:

@@ -83,7 +83,7 @@ def time_calls(
 def _turn(call: Callable[[], object], pause: float) -> list[float]:
     """Milliseconds of each call of one turn."""
     time.sleep(pause)
-    spent = []
+    spent: list[float] = []
     over = time.perf_counter() + TURN
     while not spent or (len(spent) < MOST_CALLS and time.perf_counter() < over):
         spent.append(time_once(call))

@@ -10,8 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mobilenets.architecture import MobileNetSpec
+from mobilenets.architecture.detector import DetectorSpec, Spec, parse_spec
 from mobilenets.architecture.preprocessing import Preprocessing
+from mobilenets.architecture.spec import MobileNetSpec
 from mobilenets.training.processes import Processes
 from mobilenets.training.recipe import Recipe, find_recipe
 from mobilenets.training.run import Run, check_free
@@ -21,8 +22,6 @@ from mobilenets.weights.files import parse_said
 from mobilenets.weights.imported import ImportedWeights
 from mobilenets.weights.load import load_weights
 from mobilenets.weights.state import load_strictly, split_head
-
-DEFAULT_MODEL = "0.5-160"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +70,10 @@ def begin(kind: type[Task], wanted: Wanted, processes: Processes, device: torch.
         find_recipe(wanted.recipe, kind.recipes())
     if wanted.output is not None and processes.first:
         check_free(wanted.output, overwrite=wanted.overwrite)
-    start = None if wanted.weights is None else _start(wanted, wanted.weights)
-    spec = MobileNetSpec.parse(wanted.model or DEFAULT_MODEL) if start is None else start.spec
-    folder = wanted.output or Path("runs") / f"{Path(wanted.data).name}-{spec}"
+    start = None if wanted.weights is None else _start(kind, wanted, wanted.weights)
+    spec = parse_spec(wanted.model or kind.default_model) if start is None else start.spec
+    name = str(spec).replace("/", "-")
+    folder = wanted.output or Path("runs") / f"{Path(wanted.data).name}-{name}"
     if processes.first:
         check_free(folder, overwrite=wanted.overwrite)
     recipe = _recipe(kind, wanted, spec)
@@ -142,16 +142,16 @@ def is_begun(kind: type[Task], wanted: Wanted) -> bool:
         return False
     run = Run.load(wanted.output)
     # Without a name the model is that of the weights, which are the same.
-    model = str(run.spec) if wanted.weights else DEFAULT_MODEL
+    model = str(run.spec) if wanted.weights else kind.default_model
     return (
         run.config.get("start") == wanted.weights
-        and str(run.spec) == str(MobileNetSpec.parse(wanted.model or model))
+        and str(run.spec) == str(parse_spec(wanted.model or model))
         and wanted.activation in (None, run.spec.activation)
         and run.recipe == _recipe(kind, wanted, run.spec)
     )
 
 
-def _recipe(kind: type[Task], wanted: Wanted, spec: MobileNetSpec) -> Recipe:
+def _recipe(kind: type[Task], wanted: Wanted, spec: Spec) -> Recipe:
     recipe = (
         find_recipe(wanted.recipe, kind.recipes())
         if wanted.recipe
@@ -160,37 +160,45 @@ def _recipe(kind: type[Task], wanted: Wanted, spec: MobileNetSpec) -> Recipe:
     return recipe.override(wanted.changes)
 
 
-def _start(wanted: Wanted, reference: str) -> ImportedWeights:
-    """The weights to start from, at the resolution that is asked for.
+def _start(kind: type[Task], wanted: Wanted, reference: str) -> ImportedWeights:
+    """The weights to start from, at the resolution that is asked for; a classifier's may start a detector.
 
     A MobileNet takes any size of image: the weights of one resolution may start another.
     """
-    asked = None if wanted.model is None else MobileNetSpec.parse(wanted.model)
+    asked = None if wanted.model is None else parse_spec(wanted.model)
     start = load_weights(
         reference,
         said=parse_said(
             activation=wanted.activation, resolution=None if asked is None else asked.height
         ),
     )
-    if asked is None or asked == start.spec:
-        return start
-    spec = replace(start.spec, resolution=asked.resolution)
-    if str(spec) != str(asked):
-        raise ValueError(f"--weights {reference} is a {start.spec}, --model asks for {asked}")
+    usual = parse_spec(kind.default_model)
+    spec = start.spec
+    if isinstance(usual, DetectorSpec) and isinstance(spec, MobileNetSpec):
+        model = asked if isinstance(asked, DetectorSpec) else usual
+        spec = DetectorSpec(model.framework, spec.resized(model.height, model.across))
+    if asked is not None:
+        spec = spec.resized(asked.height, asked.across)
+        if str(spec) != str(asked):
+            raise ValueError(f"--weights {reference} is a {start.spec}, --model asks for {asked}")
     return replace(start, spec=spec)
 
 
-def _resized(preprocessing: Preprocessing, spec: MobileNetSpec) -> Preprocessing:
+def _resized(preprocessing: Preprocessing, spec: Spec) -> Preprocessing:
     return replace(preprocessing, height=spec.height, width=spec.across)
 
 
 def _state(start: ImportedWeights, task: Task, reference: str) -> Mapping[str, Tensor]:
-    """The weights to start from: the body's, and the classifier's too for the same classes."""
-    model = task.build_model(start.spec)
-    _, head = split_head(model.state_dict())
+    """The weights to start from: all that fit, of the layers that tell classes apart only those for the same classes."""
+    own = task.build_model(start.spec).state_dict()
+    same = start.labels == task.labels
+    kept = {
+        key: value
+        for key, value in start.state.items()
+        if key in own
+        and own[key].shape == value.shape
+        and (same or not key.startswith(task.class_layers))
+    }
     body, _ = split_head(start.state)
-    load_strictly(model, head | body, reference)
-    same = start.labels == task.labels and all(
-        key in start.state and start.state[key].shape == value.shape for key, value in head.items()
-    )
-    return start.state if same else body
+    load_strictly(task.build_model(start.spec), {**own, **body}, reference)
+    return kept

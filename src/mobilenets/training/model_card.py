@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mobilenets.architecture.layer_rows import layers_of
+from mobilenets.architecture.detector import model_layers
 from mobilenets.cost.count import count
 from mobilenets.cost.quantities import format_quantity
 from mobilenets.data.files import write_aside
@@ -16,7 +16,7 @@ from mobilenets.weights.registry import HUB
 
 def write_model_card(run: Run, recipe: Recipe | None) -> None:
     """Write the card from what the run holds; of weights that were trained elsewhere, without a recipe."""
-    counted = count(layers_of(run.spec, len(run.labels)))
+    counted = count(model_layers(run.spec, len(run.labels)))
     preprocessing = run.preprocessing
     labels = ", ".join(run.labels[:20]) + (", …" if len(run.labels) > 20 else "")
     origin = run.config.get("origin", {})
@@ -26,7 +26,7 @@ def write_model_card(run: Run, recipe: Recipe | None) -> None:
         head += f"base_model: {'/'.join(start.removeprefix(HUB).split('/')[:2])}\n"
     card = f"""---
 library_name: mobilenets
-pipeline_tag: image-classification
+pipeline_tag: {run.task.hub_task}
 {head}\
 tags: [mobilenet, {run.task.name}]
 ---

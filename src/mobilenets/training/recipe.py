@@ -79,6 +79,11 @@ class AugmentationChoice(_Choices):
     randaugment_share: float = Field(default=0.5, ge=0, le=1, description="of images changed")
     mixup: float = Field(default=0.0, ge=0, description="alpha; 0 is off")
     cutmix: float = Field(default=0.0, ge=0, description="alpha; 0 is off")
+    expand: float = Field(default=1.0, ge=1, description="largest grey canvas; images with boxes")
+    crop: bool = Field(default=False, description="parts with objects in them; images with boxes")
+    mosaic: float = Field(
+        default=0.0, ge=0, le=1, description="share of images made of four, boxes"
+    )
 
 
 class GrowthChoice(_Choices):
@@ -150,6 +155,7 @@ class Recipe(_Choices):
     outputs: int | None = Field(default=None, ge=1, description="logits; as many as classes")
     dropout: float = Field(default=0.001, ge=0, lt=1)
     batch_norm_momentum: float = Field(default=0.1, gt=0, le=1)
+    scores: Literal["sigmoid", "softmax"] = Field(default="sigmoid", description="of detectors")
     dirac: bool = Field(default=False, description="blocks start as the identity")
     whiten: bool = Field(default=False, description="first layer whitens patches and is frozen")
     ema_decay: float | None = Field(default=None, gt=0, lt=1)

@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from mobilenets.architecture.detector import Spec, spec_from_dict
 from mobilenets.architecture.preprocessing import Preprocessing
-from mobilenets.architecture.spec import MobileNetSpec
 from mobilenets.data.files import read_json, sha256, write_aside
 from mobilenets.data.images import image_to_tensor, read_image
+from mobilenets.data.parts import Part, parts_of
 from mobilenets.data.transforms import fit, normalise
 from mobilenets.training.checkpoint import write_json, write_weights
 from mobilenets.training.recipe import Recipe, read_recipe
@@ -43,9 +44,7 @@ class Run:
     Use `Run.load(folder)`; `Run.create` is for the training loop.
     """
 
-    def __init__(
-        self, folder: Path, config: dict[str, Any], task: Task, spec: MobileNetSpec
-    ) -> None:
+    def __init__(self, folder: Path, config: dict[str, Any], task: Task, spec: Spec) -> None:
         self.folder = folder
         self.config = config
         self.task = task
@@ -66,7 +65,7 @@ class Run:
             config = read_json(path)
             kind, values = find_task(config["task"]), config[config["task"]]
             task = kind.from_dict(values, Preprocessing.from_dict(config["preprocessing"]))
-            spec = MobileNetSpec.from_dict(config["spec"])
+            spec = spec_from_dict(config["spec"])
         except (KeyError, TypeError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise ValueError(f"{path} is damaged: {reason}") from None
@@ -77,7 +76,7 @@ class Run:
         cls,
         folder: str | Path,
         task: Task,
-        spec: MobileNetSpec,
+        spec: Spec,
         recipe: Recipe,
         data: Mapping[str, Any],
         *,
@@ -112,7 +111,7 @@ class Run:
         cls,
         folder: str | Path,
         task: Task,
-        spec: MobileNetSpec,
+        spec: Spec,
         state: Mapping[str, Tensor],
         origin: Mapping[str, Any],
         *,
@@ -135,7 +134,7 @@ class Run:
         return run
 
     @classmethod
-    def _new(cls, folder: Path, task: Task, spec: MobileNetSpec, more: Mapping[str, Any]) -> Self:
+    def _new(cls, folder: Path, task: Task, spec: Spec, more: Mapping[str, Any]) -> Self:
         config = {
             "format": FORMAT,
             "model": str(spec),
@@ -214,13 +213,27 @@ class Run:
         Args:
             image: a path, a Pillow image, or a uint8 array (H, W, C).
         """
+        inputs_1CHW, _ = self.prepare_parts(image, None)
+        return inputs_1CHW
+
+    def prepare_parts(
+        self, image: ImageLike, side: int | None
+    ) -> tuple[torch.Tensor, tuple[Part, ...]]:
+        """An image and parts of it as the network's inputs: float32 (P, C, H, W), and where they are.
+
+        Args:
+            side: of the parts, in pixels; None takes the whole alone.
+        """
         channels = self.preprocessing.channel_count
         if isinstance(image, str | Path):
             pixels_CHW = read_image(Path(image), channels)
         else:
             picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
             pixels_CHW = image_to_tensor(picture, channels)
-        return normalise(fit(pixels_CHW, self.preprocessing)[None], self.preprocessing)
+        _, height, width = pixels_CHW.shape
+        parts = parts_of(width, height, side or max(width, height))
+        inputs = [fit(part.cut(pixels_CHW), self.preprocessing) for part in parts]
+        return normalise(torch.stack(inputs), self.preprocessing), parts
 
     def predict(self, image: ImageLike) -> Prediction:
         """What the model says about one image.

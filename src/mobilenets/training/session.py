@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mobilenets.architecture.spec import MobileNetSpec
+from mobilenets.architecture.detector import Spec
 from mobilenets.data.loaders import Batch, Loader, mixed
 from mobilenets.data.transforms import scaled, to_picture
 from mobilenets.training.averaging import average_of
@@ -292,7 +291,7 @@ def _first_images(loader: Loader, count: int) -> Tensor:
     return next(iter(loader.batches())).images_NCHW[:count].cpu().clone()
 
 
-def check_recipe(task: Task, spec: MobileNetSpec, recipe: Recipe, device: torch.device) -> None:
+def check_recipe(task: Task, spec: Spec, recipe: Recipe, device: torch.device) -> None:
     """Make sure that what a recipe asks for is there.
 
     Raises:
@@ -301,7 +300,7 @@ def check_recipe(task: Task, spec: MobileNetSpec, recipe: Recipe, device: torch.
     if recipe.growth is not None:
         height, across = (recipe.growth.side(side, 0) for side in (spec.height, spec.across))
         try:
-            replace(spec, resolution=(height, across))
+            spec.resized(height, across)
         except ValueError as error:
             raise ValueError(f"recipe: growth.start is {recipe.growth.start:g}: {error}") from None
     if recipe.fine_tuning is not None and recipe.whiten:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 import torch
@@ -13,13 +13,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from mobilenets.architecture.detector import Selection, Spec
 from mobilenets.architecture.preprocessing import Preprocessing
-from mobilenets.architecture.spec import MobileNetSpec
 from mobilenets.data.doctor import Report
 from mobilenets.data.loaders import Batch, Loader, OnBadImage
+from mobilenets.data.parts import Part
+from mobilenets.training.agreement import Agreement
 from mobilenets.training.recipe import Recipe
 
 LOWER_IS_BETTER = frozenset({"loss", "calibration_error"})
+
+# What outputs are: a network's own; every box of a detector with its score of each class; the boxes that it found.
+Form = Literal["network", "boxes", "found"]
 
 
 class Prediction(ABC):
@@ -28,6 +33,10 @@ class Prediction(ABC):
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
+
+    @abstractmethod
+    def rows(self) -> list[dict[str, Any]]:
+        """The same as flat rows for CSV, best first."""
 
     @abstractmethod
     def draw(self, image: Image.Image) -> Image.Image:
@@ -63,12 +72,18 @@ class TrainingData:
 class Task(ABC):
     """A head, a loss, data and a metric for the one backbone.
 
-    `figures` names what its metrics compute, and `monitor` the one that decides which epoch is best
-    (more is better).
+    `answers` and `figure_title` are what people call what it answers and `monitor`. `mirrors` says whether outputs for an image and its mirror image can be averaged. `default_model` is trained where none is named, `hub_task` what model hubs call the task. `figures` names what its metrics compute, and `monitor` the one that decides which epoch is best
+    (more is better). The weights of layers whose names begin with `class_layers` are of use for the same classes alone.
     """
 
     name: ClassVar[str]
+    hub_task: ClassVar[str]
+    mirrors: ClassVar[bool]
+    default_model: ClassVar[str]
+    class_layers: ClassVar[tuple[str, ...]]
     monitor: ClassVar[str]
+    figure_title: ClassVar[str]
+    answers: ClassVar[str]
     figures: ClassVar[tuple[str, ...]]
 
     @classmethod
@@ -78,7 +93,7 @@ class Task(ABC):
 
     @classmethod
     @abstractmethod
-    def default_recipe(cls, spec: MobileNetSpec, where: str, *, pretrained: bool = False) -> Recipe:
+    def default_recipe(cls, spec: Spec, where: str, *, pretrained: bool = False) -> Recipe:
         """The recipe for a model and data when none is named."""
 
     @classmethod
@@ -86,7 +101,7 @@ class Task(ABC):
     def from_data(
         cls,
         where: str,
-        spec: MobileNetSpec,
+        spec: Spec,
         recipe: Recipe | None = None,
         preprocessing: Preprocessing | None = None,
     ) -> Self:
@@ -122,6 +137,11 @@ class Task(ABC):
             ValueError: there is nothing to look at, in one sentence.
         """
 
+    @classmethod
+    @abstractmethod
+    def of_weights(cls, spec: Spec, labels: Sequence[str], preprocessing: Preprocessing) -> Self:
+        """The task of weights that were trained elsewhere."""
+
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
         """What a run keeps of the task, such as its labels."""
@@ -137,7 +157,7 @@ class Task(ABC):
         """Class names by index."""
 
     @abstractmethod
-    def build_model(self, spec: MobileNetSpec, recipe: Recipe | None = None) -> nn.Module:
+    def build_model(self, spec: Spec, recipe: Recipe | None = None) -> nn.Module:
         """The network with this task's head; the recipe gives its dropout."""
 
     @abstractmethod
@@ -176,6 +196,38 @@ class Task(ABC):
     @abstractmethod
     def metrics(self) -> Metrics:
         """Fresh metrics, `monitor` and `loss` among them."""
+
+    @abstractmethod
+    def compare(self, reference: NDArray[np.float32], other: NDArray[np.float32]) -> Agreement:
+        """How far a file's outputs are from those of the run."""
+
+    @property
+    def selection(self) -> Selection | None:
+        """Which boxes a file tells, where there are boxes to select from."""
+        return None
+
+    def in_file(self, model: nn.Module, form: Form) -> nn.Module:
+        """What a file computes: the network, and what follows on it.
+
+        Raises:
+            ValueError: no file can hold this network.
+        """
+        del form
+        return model
+
+    def reading(self, form: Form, score: float | None = None) -> Task:
+        """The same task on outputs of another form.
+
+        Args:
+            score: the least that a box is told with.
+        """
+        del form, score
+        return self
+
+    def join(self, predictions: Sequence[Prediction], parts: Sequence[Part]) -> Prediction:
+        """What is in an image, from what is in it as a whole and in parts of it."""
+        del parts
+        return predictions[0]
 
     @abstractmethod
     def decode(self, outputs: NDArray[np.float32]) -> list[Prediction]:

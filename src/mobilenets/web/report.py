@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mobilenets.architecture.layer_rows import layers_of
+from mobilenets.architecture.detector import model_layers
 from mobilenets.cost.count import count
 from mobilenets.cost.quantities import format_quantity
 from mobilenets.data.files import write_aside
 from mobilenets.data.transforms import scaled, to_picture
-from mobilenets.deploy.parity import Parity
 from mobilenets.runtimes.timing import Timing
 from mobilenets.tasks.classification.analysis import Analysis, Mistake
+from mobilenets.training.agreement import Agreement
 from mobilenets.training.curves import read_curves
 from mobilenets.training.run import Run
 from mobilenets.web.pages import data_uri, render
@@ -39,7 +39,7 @@ class ReportData:
     figures: Mapping[str, float]
     analysis: Analysis
     exported: Path
-    parity: Parity
+    parity: Agreement
     timings: Mapping[str, Timing]
     threads: int
     seconds: float
@@ -47,7 +47,7 @@ class ReportData:
 
 def write_report(run: Run, data: ReportData, path: Path) -> None:
     """Write the page: curves, confusion matrix, worst mistakes, cost, latency, next commands."""
-    counted = count(layers_of(run.spec, len(run.labels)))
+    counted = count(model_layers(run.spec, len(run.labels)))
     page = render(
         "report.html",
         run=run,

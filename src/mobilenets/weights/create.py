@@ -74,6 +74,8 @@ def _agreed(
     wanted: MobileNetSpec, found: ImportedWeights, origin: str, *, named: bool
 ) -> MobileNetSpec:
     """The wanted specification with what its name does not hold, which weights bring along."""
+    if not isinstance(found.spec, MobileNetSpec):
+        raise ValueError(f"{origin} is a {found.spec}, and a classifier is asked for")
     ours, theirs = wanted.to_dict(), found.spec.to_dict()
     untold = ("rounding", "activation", "padding", "batch_norm_epsilon", "input_channels")
     told = ("total_stride",) if "total_stride" in found.sure else ()

@@ -44,8 +44,12 @@ def import_weights(
     """
     kinds = {_kind(path) for path in paths}
     if kinds == {"tflite"}:
-        from mobilenets.weights.tflite_file import read_tflite
+        from mobilenets.weights.tflite_file import is_detector, read_tflite, read_tflite_detector
 
+        if len(paths) == 1 and is_detector(paths[0]):
+            from mobilenets.weights.imported_detector import fit_detector
+
+            return fit_detector(read_tflite_detector(paths[0], labels).as_said(said))
         foreign = read_tflite(paths)
     elif len(paths) != 1:
         raise ValueError("several files make one model in TensorFlow Lite's format only")

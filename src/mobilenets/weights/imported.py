@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mobilenets.architecture.body import Padding, Variant
+from mobilenets.architecture.detector import DetectorSpec, Spec
 from mobilenets.architecture.layer_rows import Layer, layers_of
 from mobilenets.architecture.preprocessing import ChannelOrder, Preprocessing
 from mobilenets.architecture.spec import Activation, MobileNetSpec, Rounding
@@ -56,13 +57,14 @@ class Said:
     std: tuple[float, ...] | None = None
 
     def check(
-        self, origin: str, found: ForeignWeights | MobileNetSpec, sure: Iterable[str] = TRACELESS
+        self, origin: str, found: ForeignWeights | Spec, sure: Iterable[str] = TRACELESS
     ) -> None:
         """Make sure that nothing was said against what is known.
 
         Raises:
             ValueError: names what was found and what was said.
         """
+        found = found.body if isinstance(found, DetectorSpec) else found
         for name in TRACELESS:
             own, given = getattr(found, name), getattr(self, name)
             if name in sure and given not in (None, own):
@@ -135,13 +137,13 @@ class ImportedWeights:
     """Weights of ours: the specification, the state of its network, and how it is served.
 
     Args:
-        state: for `MobileNet(spec, classes)`; without a classifier, for its body.
+        state: for `MobileNet(spec, classes)`, without a classifier for its body; or for a detector.
         labels: class names by index, or none.
         sure: what of `TRACELESS` is known, and not the likeliest guess.
         licence: where it is known.
     """
 
-    spec: MobileNetSpec
+    spec: Spec
     state: Mapping[str, Tensor]
     preprocessing: Preprocessing
     labels: tuple[str, ...]
@@ -171,7 +173,7 @@ def fit(foreign: ForeignWeights, *, keep_background: bool = False) -> ImportedWe
     spec, layers = _member(foreign)
     state: dict[str, Tensor] = {}
     for layer, convolution in zip(layers, foreign.convolutions, strict=True):
-        state |= _unit_state(f"body.{layer.name}", convolution, spec.batch_norm_epsilon)
+        state |= unit_state(f"body.{layer.name}", convolution, spec.batch_norm_epsilon)
     labels = tuple(foreign.labels)
     if foreign.classifier is not None:
         weight_KC, bias_K = foreign.classifier
@@ -205,7 +207,7 @@ def _member(foreign: ForeignWeights) -> tuple[MobileNetSpec, tuple[Layer, ...]]:
     best: tuple[int, str] = (-1, "")
     for spec in _candidates(foreign, shapes):
         layers = layers_of(spec, None)
-        expected = [_shape(layer) for layer in layers]
+        expected = [layer_shape(layer) for layer in layers]
         agree = sum(1 for a, b in zip(shapes, expected, strict=False) if a == b)
         if shapes == expected:
             _check_strides(foreign, spec, layers)
@@ -269,13 +271,15 @@ def _candidates(
                 )
 
 
-def _shape(layer: Layer) -> tuple[int, int, int, int]:
+def layer_shape(layer: Layer) -> tuple[int, int, int, int]:
+    """Of a convolution's weights: out, in for each group, height, width."""
     kernel = layer.kernel
     assert isinstance(kernel, int)
     return (layer.out_channels, layer.in_channels // layer.groups, kernel, kernel)
 
 
-def _unit_state(name: str, convolution: Convolution, epsilon: float) -> dict[str, Tensor]:
+def unit_state(name: str, convolution: Convolution, epsilon: float) -> dict[str, Tensor]:
+    """The state of a `ConvUnit` of that name; a bias alone becomes a batch norm that only adds it."""
     weight = convolution.weight.float()
     channels = len(weight)
     norm = convolution.norm

@@ -8,8 +8,8 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from mobilenets.architecture.detector import spec_from_dict
 from mobilenets.architecture.preprocessing import Preprocessing
-from mobilenets.architecture.spec import MobileNetSpec
 from mobilenets.data.files import read_json
 from mobilenets.weights.download import NotThereError, fetch, fetch_file
 from mobilenets.weights.files import NOTHING_SAID, import_weights
@@ -17,7 +17,7 @@ from mobilenets.weights.imported import ImportedWeights, Said
 from mobilenets.weights.registry import HUB, PublishedFile, find_weights
 from mobilenets.weights.state import read_safetensors
 
-_PUBLISHED = re.compile(r"[a-z0-9-]+/\d[\w.-]*")
+_PUBLISHED = re.compile(r"[a-z0-9-]+/(?:[a-z]+[\dx]+/)?\d[\w.-]*")
 _REPOSITORY = re.compile(rf"{re.escape(HUB)}[^/]+/[^/]+/?")
 
 
@@ -87,7 +87,7 @@ def read_run(folder: Path) -> ImportedWeights:
     path = folder / "config.json"
     config = read_json(path)
     try:
-        spec = MobileNetSpec.from_dict(config["spec"])
+        spec = spec_from_dict(config["spec"])
         preprocessing = Preprocessing.from_dict(config["preprocessing"])
         labels = tuple(config[config["task"]].get("labels", ()))
     except (KeyError, TypeError, AttributeError) as error:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mobilenets.architecture.body import Padding
-from mobilenets.architecture.layer_rows import layers_of
+from mobilenets.architecture.detector import COCO_CLASSES, DetectorSpec, Spec, model_layers
 from mobilenets.architecture.spec import MobileNetSpec
 from mobilenets.cost.count import Cost, count
 from mobilenets.cost.published import PUBLISHED, Published
@@ -21,6 +21,7 @@ HUB = "hf://"
 _KERAS = "https://storage.googleapis.com/tensorflow/keras-applications/mobilenet"
 _SLIM = "https://storage.googleapis.com/download.tensorflow.org/models"
 _CORAL = "https://raw.githubusercontent.com/google-coral/test_data/104342d2d3480b3e66203073dac24f4e2dbb4c41"
+_TFHUB = "https://storage.googleapis.com/tfhub-lite-models/tensorflow/lite-model"
 _APACHE = "Apache-2.0"
 
 
@@ -50,19 +51,19 @@ class PublishedWeights:
         files: all that make the model, in order.
         beside: files that say more about it, read where they lie beside the weights.
         input: how an image becomes the input, in short.
-        outputs: of the classifier in the file; of 1,001 the first is dropped when it is read.
-        top1, top5: on ImageNet's validation images, in percent, as `reported_by` says.
+        outputs: of the classifier in the file, of which of 1,001 the first is dropped when it is read; classes of a detector.
+        top1, top5: on ImageNet's validation images, in percent, as `reported_by` says; none of a detector.
         bytes_per_weight: 4, or 1 in a file of 8-bit integers.
     """
 
     source: str
-    spec: MobileNetSpec
+    spec: Spec
     files: tuple[PublishedFile, ...]
     beside: tuple[PublishedFile, ...] = ()
     licence: str
     input: str = "RGB, x / 127.5 - 1"
     outputs: int
-    top1: float
+    top1: float | None
     top5: float | None
     reported_by: str
     bytes_per_weight: int = 4
@@ -75,7 +76,7 @@ class PublishedWeights:
     @property
     def cost(self) -> Cost:
         """Mult-adds and parameters, with all outputs of the file."""
-        return count(layers_of(self.spec, self.outputs))
+        return count(model_layers(self.spec, self.outputs))
 
     @property
     def bytes(self) -> int:
@@ -270,6 +271,30 @@ def _hugging_face(row: Published) -> PublishedWeights:
     )
 
 
+def _tfhub_ssd() -> PublishedWeights:
+    body = MobileNetSpec(
+        0.75, 300, activation="relu6", padding="tensorflow", batch_norm_epsilon=1e-3
+    )
+    return PublishedWeights(
+        source="tfhub",
+        spec=DetectorSpec("ssd", body),
+        files=(
+            PublishedFile(
+                address=f"{_TFHUB}/ssd_mobilenet_v1/1/metadata/1.tflite",
+                sha256="df027205054d6fd9af22337dd27010fb03701c9d9b122a54468a03c5078db64f",
+                size=4_185_003,
+            ),
+        ),
+        licence="other (the file names none)",
+        input="RGB, x / 127.5 - 1, squashed",
+        outputs=COCO_CLASSES,
+        top1=None,
+        top5=None,
+        reported_by="nobody; evaluate tells its mAP",
+        bytes_per_weight=1,
+    )
+
+
 def _entries() -> Iterator[PublishedWeights]:
     for publisher in (_keras, _slim, _slim_int8):
         yield from map(publisher, PUBLISHED)
@@ -277,6 +302,7 @@ def _entries() -> Iterator[PublishedWeights]:
     yield from (_coral(rows[member]) for member in _CORAL_FILES)
     yield _timm(1.25, "mobilenetv1_125", 76.92, None)
     yield _timm(1.0, "mobilenetv1_100", 75.388, 92.31)
+    yield _tfhub_ssd()
     yield from (_hugging_face(rows[member]) for member in ((1.0, 224), (0.75, 192)))
 
 

@@ -47,6 +47,11 @@ class ClassPrediction(Prediction):
             ]
         }
 
+    def rows(self) -> list[dict[str, Any]]:
+        """Label, index and score of each guess."""
+        rows: list[dict[str, Any]] = self.to_dict()["predictions"]
+        return rows
+
     def draw(self, image: Image.Image) -> Image.Image:
         """A copy of the image with the first guess written along its lower edge."""
         drawn = image.convert("RGB")

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from mobilenets.architecture.detector import Spec
 from mobilenets.architecture.network import PAPER_DROPOUT, MobileNet
 from mobilenets.architecture.preprocessing import Preprocessing, channel_order
 from mobilenets.architecture.spec import MobileNetSpec
@@ -34,11 +35,16 @@ from mobilenets.tasks.classification.metrics import FIGURES, ClassificationMetri
 from mobilenets.tasks.classification.prediction import ClassPrediction, Guess
 from mobilenets.tasks.classification.probe import fit_classifier
 from mobilenets.tasks.classification.recipes import CIFAR, DIGITS, FINETUNE, MODERN, RECIPES
+from mobilenets.training.agreement import Parity, compare
 from mobilenets.training.recipe import Recipe
 from mobilenets.training.task import Prediction, Task, TrainingData
 
 TOP = 5
 EVALUATION_BATCH = 64
+
+
+# Augmentation of images with boxes alone.
+_OF_BOXES = ("expand", "crop", "mosaic")
 
 
 class Classification(Task):
@@ -53,7 +59,13 @@ class Classification(Task):
     """
 
     name: ClassVar[str] = "classification"
+    hub_task: ClassVar[str] = "image-classification"
+    mirrors: ClassVar[bool] = True
+    default_model: ClassVar[str] = "0.5-160"
+    class_layers: ClassVar[tuple[str, ...]] = ("classifier.",)
     monitor: ClassVar[str] = "top1"
+    figure_title: ClassVar[str] = "top-1"
+    answers: ClassVar[str] = "first guesses"
     figures: ClassVar[tuple[str, ...]] = FIGURES
 
     def __init__(
@@ -77,7 +89,7 @@ class Classification(Task):
         return RECIPES
 
     @classmethod
-    def default_recipe(cls, spec: MobileNetSpec, where: str, *, pretrained: bool = False) -> Recipe:
+    def default_recipe(cls, spec: Spec, where: str, *, pretrained: bool = False) -> Recipe:
         if pretrained:
             return FINETUNE
         if where == "digits":
@@ -88,10 +100,11 @@ class Classification(Task):
     def from_data(
         cls,
         where: str,
-        spec: MobileNetSpec,
+        spec: Spec,
         recipe: Recipe | None = None,
         preprocessing: Preprocessing | None = None,
     ) -> Self:
+        spec = _classifier(spec)
         source = open_source(where)
         outputs = recipe.outputs if recipe is not None else None
         if outputs is not None and outputs < len(source.labels):
@@ -125,6 +138,11 @@ class Classification(Task):
         return cls(values["labels"], preprocessing, outputs=values.get("outputs"))
 
     @classmethod
+    def of_weights(cls, spec: Spec, labels: Sequence[str], preprocessing: Preprocessing) -> Self:
+        _classifier(spec)
+        return cls(labels, preprocessing)
+
+    @classmethod
     def check_data(
         cls,
         where: str,
@@ -147,9 +165,9 @@ class Classification(Task):
     def labels(self) -> tuple[str, ...]:
         return self._labels
 
-    def build_model(self, spec: MobileNetSpec, recipe: Recipe | None = None) -> nn.Module:
+    def build_model(self, spec: Spec, recipe: Recipe | None = None) -> nn.Module:
         dropout = PAPER_DROPOUT if recipe is None else recipe.dropout
-        return MobileNet(spec, self.outputs, dropout=dropout)
+        return MobileNet(_classifier(spec), self.outputs, dropout=dropout)
 
     def fit_head(
         self, model: nn.Module, data: TrainingData, recipe: Recipe, device: torch.device
@@ -178,6 +196,11 @@ class Classification(Task):
             train, _ = hold_out(train, 1 - recipe.fraction, recipe.seed)
         # The recipe's choices and the loader's distortions have the same names.
         choices = recipe.augmentation.model_dump()
+        for name in _OF_BOXES:
+            if choices.pop(name) != getattr(type(recipe.augmentation)(), name):
+                raise ValueError(
+                    f"recipe: augmentation.{name} is for images with boxes: leave it out"
+                )
         choices["mirror"] = recipe.augmentation.mirror and source.mirror
         if self._preprocessing.channel_count == 4 and (
             choices["colour"] or choices["randaugment"] is not None
@@ -273,6 +296,9 @@ class Classification(Task):
     def metrics(self) -> ClassificationMetrics:
         return ClassificationMetrics(self._labels, self.outputs)
 
+    def compare(self, reference: NDArray[np.float32], other: NDArray[np.float32]) -> Parity:
+        return compare(reference, other)
+
     def decode(self, outputs: NDArray[np.float32]) -> list[Prediction]:
         logits_NK = outputs.astype(np.float64)
         scores_NK = np.exp(logits_NK - logits_NK.max(axis=1, keepdims=True))
@@ -286,6 +312,12 @@ class Classification(Task):
             )
             for scores_K, best_5 in zip(scores_NK, best_N5, strict=True)
         ]
+
+
+def _classifier(spec: Spec) -> MobileNetSpec:
+    if not isinstance(spec, MobileNetSpec):
+        raise ValueError(f"{spec} detects: a model that classifies is named as 0.5-160 is")
+    return spec
 
 
 def class_weights(targets_N: NDArray[np.int64], outputs: int) -> Tensor:

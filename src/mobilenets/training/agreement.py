@@ -1,7 +1,8 @@
-"""Whether an exported file computes what the run computes, on real images."""
+"""Whether an exported file answers what the run answers, on real images."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,32 +10,57 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_RELATIVE_DIFFERENCE = 1e-3
-MIN_TOP1_AGREEMENT = 0.999
+MIN_AGREEMENT = 0.999
 
 
 @dataclass(frozen=True)
-class Parity:
-    """How far two sets of outputs are apart.
+class Agreement(ABC):
+    """How far two sets of answers are apart.
+
+    Args:
+        images: on which they were compared.
+    """
+
+    images: int
+
+    @property
+    @abstractmethod
+    def share(self) -> float:
+        """Of the answers, those that agree."""
+
+    @property
+    @abstractmethod
+    def holds(self) -> bool:
+        """Whether they are the same but for rounding."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures and the verdict."""
+        return asdict(self) | {"holds": self.holds}
+
+
+@dataclass(frozen=True)
+class Parity(Agreement):
+    """How far two sets of outputs (N, K) are apart.
 
     `relative_difference` is the largest difference over the largest reference value.
     """
 
-    images: int
     largest_difference: float
     relative_difference: float
     top1_agreement: float
+
+    @property
+    def share(self) -> float:
+        """Of the first guesses, those that agree."""
+        return self.top1_agreement
 
     @property
     def holds(self) -> bool:
         """Whether the difference is under 1e-3 and the first guesses agree on 99.9 %."""
         return (
             self.relative_difference < MAX_RELATIVE_DIFFERENCE
-            and self.top1_agreement >= MIN_TOP1_AGREEMENT
+            and self.top1_agreement >= MIN_AGREEMENT
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The figures and the verdict."""
-        return asdict(self) | {"holds": self.holds}
 
     def __str__(self) -> str:
         return (

@@ -1,0 +1,1 @@
+"""Detection: where things are, and what they are."""
