@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import math
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +26,8 @@ from mobilenets.cli.output import (
 if TYPE_CHECKING:
     from mobilenets.data.video import Frame
     from mobilenets.training.task import Prediction
+
+    RowsOf = Callable[[Path | Frame, Prediction], list[dict[str, Any]]]
 
 
 def predict(
@@ -70,10 +74,8 @@ def predict(
 
     from mobilenets.data.images import BadImageError
     from mobilenets.data.progress import progress
-    from mobilenets.data.video import Frame, find_pictures
+    from mobilenets.data.video import find_pictures
     from mobilenets.deploy.predictor import batch_for, find_engine, predict_images
-    from mobilenets.tasks.detection.coco_results import CocoResults
-    from mobilenets.tasks.detection.prediction import BoxPrediction
     from mobilenets.training.run import Run
     from mobilenets.training.stages import Stages
 
@@ -85,15 +87,23 @@ def predict(
     opened = Run.load(run)
     if opened.task.name != "detection" and (score, tile, coco) != (None, None, None):
         raise ValueError(f"--score, --tile and --coco are for detectors, and {run} is none")
-    results = CocoResults(coco, opened.labels) if coco is not None else None
-    # Whoever scores them wants them all.
-    score = 0.01 if score is None and results is not None else score
     over = Event()
     pictures = find_pictures(images, every, leave_out=leave_out, over=over.is_set)
-    if results is not None and pictures.videos:
-        raise ValueError("--coco is for photos: COCO's files number no frames of videos")
     batch = batch_for(pictures)
     engine = find_engine(opened, runtime, batch=batch)
+    rows_of: RowsOf | None = None
+    if coco is not None:
+        from mobilenets.tasks.detection.coco_results import CocoResults
+
+        if pictures.videos:
+            raise ValueError("--coco is for photos: COCO's files number no frames of videos")
+        # Whoever scores them wants them all.
+        score = 0.01 if score is None else score
+        rows_of = CocoResults(coco, opened.labels).rows
+    elif as_json:
+        rows_of = partial(_json_rows, engine.runtime)
+    elif as_csv:
+        rows_of = _csv_rows
     rows: list[dict[str, Any]] = []
     stages = Stages()
     said = 0
@@ -122,29 +132,15 @@ def predict(
             said += 1
             if draw is not None:
                 _draw(image, prediction, draw / f"{said:06}-{_plain(image)}.jpg")
-            if results is not None:
-                assert isinstance(image, Path)
-                assert isinstance(prediction, BoxPrediction)
-                rows += results.rows(image, prediction)
-                continue
-            if not as_json and not as_csv:
+            if rows_of is None:
                 typer.echo(f"{image}: {prediction}")
-                continue
-            place: dict[str, Any] = {"image": str(image)}
-            if isinstance(image, Frame):
-                place = {"image": image.place, "seconds": round(image.seconds, 3)}
-            if as_csv:
-                guesses = enumerate(prediction.rows(), start=1)
-                rows += [{**place, "rank": rank, **guess} for rank, guess in guesses]
             else:
-                rows.append({**place, "runtime": engine.runtime, **prediction.to_dict()})
+                rows += rows_of(image, prediction)
     if not said:
         fail("no image could be read")
-    if not as_json and not as_csv and results is None:
+    if rows_of is None:
         note(f"through {engine.runtime}, {stages.images_per_second():,.0f} images/s ({stages})")
-    if as_json or results is not None:
-        print_json(rows)
-    if as_csv:
+    elif as_csv:
         # Where nothing was found in any image, no row tells the columns.
         fields = dict.fromkeys(key for row in rows or [{"image": None}] for key in row)
         # Photos have no time, and may come before what has.
@@ -152,6 +148,25 @@ def predict(
         writer = csv.DictWriter(sys.stdout, fieldnames=ordered, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+    else:
+        print_json(rows)
+
+
+def _place(image: Path | Frame) -> dict[str, Any]:
+    from mobilenets.data.video import Frame
+
+    if isinstance(image, Frame):
+        return {"image": image.place, "seconds": round(image.seconds, 3)}
+    return {"image": str(image)}
+
+
+def _json_rows(runtime: str, image: Path | Frame, prediction: Prediction) -> list[dict[str, Any]]:
+    return [{**_place(image), "runtime": runtime, **prediction.to_dict()}]
+
+
+def _csv_rows(image: Path | Frame, prediction: Prediction) -> list[dict[str, Any]]:
+    guesses = enumerate(prediction.rows(), start=1)
+    return [{**_place(image), "rank": rank, **guess} for rank, guess in guesses]
 
 
 def _draw(image: Path | Frame, prediction: Prediction, path: Path) -> None:

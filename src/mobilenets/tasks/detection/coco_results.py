@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mobilenets.data.files import read_json
+from mobilenets.data.video import Frame
 from mobilenets.tasks.detection.prediction import BoxPrediction
+from mobilenets.training.task import Prediction
 
 
 class CocoResults:
@@ -38,7 +40,7 @@ class CocoResults:
                 f"{file} has none of the classes that are predicted, such as {labels[0]}"
             )
 
-    def rows(self, image: Path, prediction: BoxPrediction) -> list[dict[str, Any]]:
+    def rows(self, image: Path | Frame, prediction: Prediction) -> list[dict[str, Any]]:
         """`image_id`, `category_id`, `bbox` (left, top, width, height in pixels) and `score` of each box.
 
         Classes that the file does not have are left out.
@@ -46,6 +48,8 @@ class CocoResults:
         Raises:
             ValueError: the file does not have the image, or several that may be it.
         """
+        assert isinstance(image, Path)
+        assert isinstance(prediction, BoxPrediction)
         told = self._images.get(image.name, [])
         if len(told) > 1:
             told = [
