@@ -396,3 +396,19 @@ def test_main_job_on_real_photos(hymenoptera, tmp_path, capsys):
     (bundle,) = json.loads("[" + capsys.readouterr().out.partition("\n[")[2])
     assert (bundle["parity"]["images"], bundle["parity"]["holds"]) == (153, True)
     assert load_file(tmp_path / "run" / "last" / "model.safetensors")
+
+
+def test_a_killed_reader_is_one_sentence(monkeypatch, capsys):
+    def killed(arguments):
+        raise RuntimeError("DataLoader worker (pid 3) is killed by signal: Killed.")
+
+    monkeypatch.setattr("mobilenets.cli.main.app", killed)
+    assert cli(["train", "photos"]) == 2
+    assert "a process that read images was killed" in capsys.readouterr().err
+
+    def broken(arguments):
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr("mobilenets.cli.main.app", broken)
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        cli(["train", "photos"])

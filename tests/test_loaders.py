@@ -1,6 +1,5 @@
 """Batches depend on nothing but seed, epoch and place; every image is counted; bad ones are named."""
 
-import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -379,12 +378,3 @@ def test_paths_are_paths(folder):
         "02.png",
     ]
     assert split.take([2, 0]).images.paths == (folder / "02.png", folder / "00.png")
-
-
-def test_a_killed_reader_is_one_sentence(folder):
-    batches = from_disk(folder, 22, 1, workers=1).batches()
-    next(batches)
-    for child in multiprocessing.active_children():
-        child.kill()
-    with pytest.raises(OSError, match="a process that read images was killed"):
-        list(batches)

@@ -101,6 +101,15 @@ def run(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         note(f"mobilenets: {_sentence(error)}")
         return 2
+    except RuntimeError as error:
+        # PyTorch raises it in the middle of anything.
+        if "DataLoader worker" not in str(error):
+            raise
+        note(
+            "mobilenets: a process that read images was killed, most often for want of memory: free some and start "
+            "again; training goes on with --resume"
+        )
+        return 2
     except ImportError as error:
         # Python names the module that a fault of ours asks for; a missing extra has a sentence only.
         if error.name is not None:

@@ -30,7 +30,6 @@ from mobilenets.data.loaders import (
     OnBadImage,
     Order,
     Shard,
-    alive,
     default_workers,
     generator_of,
     refuse_bad_images,
@@ -112,7 +111,7 @@ class BoxLoader:
             # It draws a seed for its workers: not from the generator that dropout draws from.
             generator=torch.Generator(),
         )
-        for rows, loaded in zip(whole, alive(loader), strict=True):
+        for rows, loaded in zip(whole, loader, strict=True):
             if isinstance(loaded, str):
                 raise BadImageError(loaded)
             pixels_NCHW, told_NMD, sizes_N2 = loaded

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -287,9 +287,7 @@ class PhotoLoader:
             # It draws a seed for its workers: not from the generator that dropout draws from.
             generator=torch.Generator(),
         )
-        for position, (pixels_NCHW, rows_N) in enumerate(
-            zip(alive(loader), rows, strict=True), start
-        ):
+        for position, (pixels_NCHW, rows_N) in enumerate(zip(loader, rows, strict=True), start):
             if isinstance(pixels_NCHW, str):
                 raise BadImageError(pixels_NCHW)
             pixels_NCHW = pixels_NCHW.to(self._device, non_blocking=True)
@@ -436,23 +434,6 @@ def refuse_bad_images(
         raise ValueError(
             f"no {what} can be read" + (f"; the first: {problems[0]}" if problems else "")
         )
-
-
-def alive(loader: DataLoader[Any]) -> Iterator[Any]:
-    """What a loader gives, and a sentence where one of its processes is killed.
-
-    Raises:
-        OSError: it was killed.
-    """
-    try:
-        yield from loader
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise OSError(
-            "a process that read images was killed, most often for want of memory: free some and start again, "
-            "training by --resume"
-        ) from None
 
 
 def _fits_in_memory(split: Split, preprocessing: Preprocessing) -> bool:
