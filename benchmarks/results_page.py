@@ -31,6 +31,8 @@ RECIPE_TITLES = {
     "finetune": "`finetune`, from the run of `cifar` to the digits",
     "random": "`finetune`, from random weights to the digits",
 }
+# Studies of detection that train.
+DETECTORS = ("ssd", "frcnn")
 OURS, THEIRS, FAINT = "#0b7a4b", "#b3306b", "#d9d9d9"
 
 
@@ -58,6 +60,10 @@ def results() -> dict:
         "recipes": next(iter(read("recipes.json")))["recipes"],
         "fine_tuning": read("fine_tuning/*.json"),
         "noise": next(iter(read("noise.json")), None),
+        "detection": {
+            path.stem: json.loads(path.read_text())
+            for path in sorted(RESULTS.glob("detection/*.json"))
+        },
     }
 
 
@@ -169,6 +175,7 @@ def page(data: dict) -> str:
         "ablation_rows": ablation_rows,
         "speed_ratios": speed_ratios,
         "recipe_titles": RECIPE_TITLES,
+        "detectors": DETECTORS,
     }
     return environment.get_template("results_page.md").render(**data, article_best=ARTICLE_BEST)
 
@@ -269,6 +276,23 @@ def draw_noise(noise: dict) -> None:
     save(figure, "noise.png")
 
 
+def draw_detectors(trained: dict[str, dict]) -> None:
+    figure = Figure(figsize=(9.5, 3.8), layout="constrained")
+    precise, losses = figure.subplots(1, 2)
+    for (name, result), colour in zip(trained.items(), (OURS, THEIRS), strict=False):
+        curve, minutes = result["curve"], [seconds / 60 for seconds in result["curve"]["seconds"]]
+        precise.plot(minutes, curve["val/map50"], color=colour, label=f"{name}, {result['model']}")
+        losses.plot(minutes, curve["train/loss"], ":", color=colour, label=f"{name}, training")
+        if any(curve["val/loss"]):
+            losses.plot(minutes, curve["val/loss"], color=colour, label=f"{name}, validation")
+    precise.set(xlabel="minutes", ylabel="validation mAP50", ylim=(0, 1))
+    losses.set(xlabel="minutes", ylabel="loss", yscale="log")
+    for axes in (precise, losses):
+        axes.legend(frameon=False)
+    tidy(precise, losses)
+    save(figure, "detection/curves.png")
+
+
 def draw(data: dict) -> None:
     studies = data["studies"]
     if "race" in studies:
@@ -281,6 +305,9 @@ def draw(data: dict) -> None:
             draw_dynamics(studies["race"]["article"][0], long)
     if data["noise"]:
         draw_noise(data["noise"])
+    trained = {name: data["detection"][name] for name in DETECTORS if name in data["detection"]}
+    if trained:
+        draw_detectors(trained)
 
 
 def main() -> None:

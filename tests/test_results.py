@@ -74,3 +74,18 @@ def test_verdicts_are_those_of_the_trials(path):
     }
     assert {len(values) for values in top1.values()} == {stored["scale"]["seeds"]}
     assert to_dict(experiment, top1).items() <= stored.items()
+
+
+@pytest.mark.parametrize(
+    "path", sorted(RESULTS.glob("detection/*.json")), ids=lambda path: path.stem
+)
+def test_every_figure_of_detection_can_be_made_again(path):
+    result = json.loads(path.read_text())
+    assert re.match(r"(python benchmarks/detection\.py|mobilenets train) ", result["command"])
+    assert result["machine"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", result["date"])
+    if "curve" in result:
+        assert len({len(values) for values in result["curve"].values()}) == 1
+        best = max(result["curve"]["val/map"])
+        place = result["curve"]["val/map"].index(best)
+        assert result["curve"]["val/map50"][place] == pytest.approx(result["val_map50"], abs=1e-5)
