@@ -16,6 +16,7 @@ from mobilenets.deploy.exportable import LEVELS, Exportable, places_of, tail_of
 from mobilenets.runtimes.quiet import quiet
 
 _WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+_ACTIVATIONS = ("LEAKY_RELU", "RELU", "RELU6")
 LABELS = "labels.txt"
 _METADATA, _METADATA_IDENTIFIER, _MODEL_IDENTIFIER = "TFLITE_METADATA", b"M001", b"TFL3"
 # The first version of the metadata's parsers that knows all that is used here.
@@ -93,6 +94,12 @@ def _floats(interpreter: Any, model: Exportable) -> list[str]:
         operator["outputs"][0]
         for operator, place in zip(weighted, places_of(model.network, weights), strict=True)
         if place in model.int8.keep
+    }
+    # With the activation that follows each, which would round what it gives.
+    kept |= {
+        operator["outputs"][0]
+        for operator in operators
+        if operator["op_name"] in _ACTIVATIONS and operator["inputs"][0] in kept
     }
     if model.form != "network":
         tail = tail_of(

@@ -18,6 +18,7 @@ from mobilenets.runtimes.quiet import quiet
 
 INPUT, BOXES = "images", "boxes"
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
+_ACTIVATIONS = ("Clip", "LeakyRelu", "Relu")
 
 
 def write(model: Exportable, path: Path) -> None:
@@ -118,10 +119,17 @@ def _quantise(whole: Path, path: Path, model: Exportable) -> None:
             weighted = [node for node in nodes if node.op_type in _WEIGHTED]
             weights = [onnx.numpy_helper.to_array(stored[node.input[1]]) for node in weighted]
             places = places_of(model.network, weights)
-            kept = {
-                node.name
+            floats = {
+                node.output[0]
                 for node, place in zip(weighted, places, strict=True)
                 if place in int8.keep
+            }
+            # With the activation that follows each, which would round what it gives.
+            kept = {
+                node.name
+                for node in nodes
+                if node.output[0] in floats
+                or (node.op_type in _ACTIVATIONS and node.input[0] in floats)
             }
             if model.form != "network":
                 kept |= _tail(nodes)
