@@ -34,6 +34,14 @@ def target(request):
     return _installed(request.param)
 
 
+# ExecuTorch's and PyTorch's files come from one quantiser.
+@pytest.fixture(
+    params=["onnx", "litert", pytest.param("executorch", marks=pytest.mark.slow), "openvino", "pt2"]
+)
+def quantised_target(request):
+    return _installed(request.param)
+
+
 def _installed(name):
     found = TARGETS[name]
     if not all(find_spec(package) for package in found.packages):
@@ -41,13 +49,27 @@ def _installed(name):
     return found
 
 
+@pytest.fixture(scope="module")
+def exported(shapes_run, tmp_path_factory):
+    """Each file once, for all who look at it."""
+    made = {}
+
+    def find(target, raw):
+        if raw and target.name not in SELECTING:
+            pytest.skip("raw is all that it gives")
+        if (target.name, raw) not in made:
+            run = Run.load(shapes_run)
+            folder = tmp_path_factory.mktemp("bundles") / "bundle"
+            made[target.name, raw] = export(run, target, folder, find_evidence(run), raw=raw)
+        return made[target.name, raw]
+
+    return find
+
+
 @pytest.mark.parametrize("raw", [False, True])
-def test_a_file_finds_what_the_run_finds(shapes_run, tmp_path, target, raw):
-    if raw and target.name not in SELECTING:
-        pytest.skip("raw is all that it gives")
-    run = Run.load(shapes_run)
+def test_a_file_finds_what_the_run_finds(shapes_run, exported, target, raw):
+    run, bundle = Run.load(shapes_run), exported(target, raw)
     evidence = find_evidence(run)
-    bundle = export(run, target, tmp_path / "bundle", evidence, raw=raw)
     assert bundle.parity.holds
     assert bundle.parity.boxes >= 15
     figures = bundle.manifest["map"]
@@ -61,19 +83,19 @@ def test_a_file_finds_what_the_run_finds(shapes_run, tmp_path, target, raw):
     assert together.shape == (3, 100, 6) if selects else (3, len(run.task._boxes_A4), 6)
     for place in range(3):
         assert np.allclose(together[place], model.run(images[place : place + 1])[0], atol=1e-4)
-    golden = np.load(tmp_path / "bundle" / "golden.npz")
+    golden = np.load(bundle.folder / "golden.npz")
     assert np.allclose(model.run(golden["input"]), golden["output"], atol=2e-3)
 
 
-def test_int8_is_as_precise(shapes_run, tmp_path, target):
-    run = Run.load(shapes_run)
+def test_int8_is_as_precise(shapes_run, exported, tmp_path, quantised_target):
+    run, target = Run.load(shapes_run), quantised_target
     how = Quantisation(calibration_NCHW=find_calibration(run), max_loss=3.0)
     bundle = export(run, target, tmp_path / "int8", find_evidence(run), how)
     assert bundle.manifest["lost"] <= 3
     assert bundle.parity.agreement > 0.9
     layers = json.loads((tmp_path / "int8" / "layers.json").read_text())
     assert [row["layer"] for row in layers] == list(steps_of(run.model).modules)
-    whole = export(run, target, tmp_path / "fp32", find_evidence(run))
+    whole = exported(target, raw=False)
     assert bundle.manifest["bytes"] < 0.8 * whole.manifest["bytes"]
 
 
@@ -145,7 +167,9 @@ def test_the_layers_that_stay_in_float_are_those_that_were_meant(shapes_run, tmp
     assert _float_weights(path) & set(sides) == {sides[place] for place in meant}
 
 
-@pytest.mark.parametrize("name", EXECUTED)
+@pytest.mark.parametrize(
+    "name", ["onnx", *(pytest.param(name, marks=pytest.mark.slow) for name in EXECUTED[1:])]
+)
 def test_predictions_go_through_the_file(shapes, shapes_run, tmp_path, capsys, name):
     target = _installed(name)
     run = Run.load(shapes_run)
@@ -173,27 +197,26 @@ def test_predictions_go_through_the_file(shapes, shapes_run, tmp_path, capsys, n
 
 
 @pytest.mark.parametrize("raw", [False, True])
-def test_the_python_of_a_readme_runs(shapes_run, tmp_path, target, raw):
-    run = Run.load(shapes_run)
-    export(run, target, tmp_path / "bundle", find_evidence(run), raw=raw)
-    text = (tmp_path / "bundle" / "README.md").read_text()
+def test_the_python_of_a_readme_runs(exported, target, raw):
+    folder = exported(target, raw).folder
+    text = (folder / "README.md").read_text()
     (script,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", script],
-        cwd=tmp_path / "bundle", capture_output=True, text=True, check=True,
+        cwd=folder, capture_output=True, text=True, check=True,
     )  # fmt: skip
     told = {line.split()[0] for line in done.stdout.splitlines() if line.strip()}
     assert told
     assert told <= {"disc", "square"} | {word for word in told if word[0] in "[0123456789"}
 
 
-def test_mediapipe_finds_boxes_labels_and_normalisation(shapes, shapes_run, tmp_path):
+def test_mediapipe_finds_boxes_labels_and_normalisation(shapes, shapes_run, exported):
     target = _installed("litert")
     tasks = pytest.importorskip("mediapipe.tasks.python")
     import mediapipe
 
     run = Run.load(shapes_run)
-    bundle = export(run, target, tmp_path / "bundle", find_evidence(run))
+    bundle = exported(target, raw=False)
     options = tasks.vision.ObjectDetectorOptions(
         base_options=tasks.BaseOptions(model_asset_path=str(bundle.file)), score_threshold=0.5
     )

@@ -199,7 +199,12 @@ def test_mistakes_are_one_sentence(arguments, says, tmp_path, monkeypatch, capsy
 
 @pytest.mark.parametrize(
     ("runtime", "precision"),
-    [("onnxruntime", "fp32"), ("onnxruntime", "int8"), ("litert", "int8"), ("openvino", "fp32")],
+    [
+        ("onnxruntime", "fp32"),
+        pytest.param("onnxruntime", "int8", marks=pytest.mark.slow),
+        pytest.param("litert", "int8", marks=pytest.mark.slow),
+        pytest.param("openvino", "fp32", marks=pytest.mark.slow),
+    ],
 )
 def test_this_device_is_profiled_once_and_picked_for(
     tmp_path, monkeypatch, capsys, runtime, precision
