@@ -7,7 +7,7 @@ JSON file in docs/results/detection/; what is there is not run again. Needs the 
 
 - `imported`: boxes of the imported weights against those of the original file in LiteRT on 256 images of COCO, and the mAP of both on its 128
   validation images;
-- `ssd`, `frcnn`: BCCD's official split, from the imported weights, in an hour at most; its test part once, at the end;
+- `ssd`, `frcnn`: BCCD's official split, from the imported weights; its test part once, at the end;
 - `exports`: the trained SSD in every runtime, in floats and in int8;
 - `speed`: one image through the file against what its mult-adds foretell from the classifier's speed.
 """
@@ -51,8 +51,8 @@ EXECUTED = ("onnx", "litert", "executorch", "openvino")
 # Boxes of the original above this score must be found again, overlapping by this much.
 SURE, OVERLAP = 0.3, 0.8
 TRAINED = {
-    "ssd": "--model ssd300/0.75 --recipe ssd-finetune --max-time 40m",
-    "frcnn": "--model frcnn300/0.75 --recipe frcnn-finetune --max-time 40m",
+    "ssd": "--model ssd300/0.75 --recipe ssd-finetune --max-time 18m",
+    "frcnn": "--model frcnn300/0.75 --recipe frcnn-finetune --max-time 18m",
 }
 
 

@@ -544,7 +544,7 @@ def test_mistakes_are_one_sentence(arguments, says, leaky, tmp_path, monkeypatch
 def test_the_list_of_weights_for_people_and_for_programs(capsys):
     assert cli(["weights", "list", "--json"]) == 0
     entries = json.loads(capsys.readouterr().out)
-    assert len(entries) == 56
+    assert len(entries) == 57
     assert entries[0]["name"] == "keras/1.0-224"
     assert entries[0]["parameters"] == 4_231_976
     assert cli(["weights", "list"]) == 0

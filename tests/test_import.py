@@ -711,12 +711,6 @@ def test_damaged_files_are_one_sentence(shared, tmp_path):
             import_weights([path])
 
 
-def test_a_detector_is_not_a_classifier(shared):
-    path = shared / "weights" / "ssd_mobilenet_v1_1_metadata_1.tflite"
-    with pytest.raises(ValueError, match=r"ssd_mobilenet_v1_1_metadata_1.tflite: "):
-        import_weights([path])
-
-
 def test_half_a_model_says_so(shared):
     body, head = (shared / "weights" / file for file in CORAL["1.0-224"])
     imported = import_weights([body])
