@@ -26,9 +26,9 @@ from PIL import Image
 from torchvision.ops import box_iou
 
 from mobilenets.architecture import MobileNetSpec
-from mobilenets.architecture.detector import Selection, parse_spec
+from mobilenets.architecture.detector import Selection, model_layers, parse_spec
 from mobilenets.architecture.network import MobileNet
-from mobilenets.cost import count, model_layers
+from mobilenets.cost.count import count
 from mobilenets.data.boxes import open_boxes
 from mobilenets.deploy.bundle import Quantisation, export
 from mobilenets.deploy.evidence import find_calibration, find_evidence
@@ -43,7 +43,7 @@ from mobilenets.training.device import provenance
 from mobilenets.training.memory import keep_freed_memory
 from mobilenets.training.run import Run
 from mobilenets.weights.tflite_file import read_tflite_detector
-from shared_data import imported, unpacked
+from shared_data import unpacked
 from verb import mobilenets
 
 WEIGHTS = "tfhub/ssd300/0.75"
@@ -65,7 +65,14 @@ class Places:
 
     @property
     def weights(self) -> Path:
-        return imported(self.shared, WEIGHTS, self.runs / "coco")
+        run = self.runs / "coco"
+        if not run.is_dir():
+            mobilenets("weights", "import", self.original, "--output", run)
+        return run
+
+    @property
+    def original(self) -> Path:
+        return self.shared / "weights" / "ssd_mobilenet_v1_1_metadata_1.tflite"
 
     @property
     def coco(self) -> Path:
@@ -112,7 +119,7 @@ class Original:
 def study_imported(places: Places) -> dict:
     """The original's boxes found again, and the mAP of both."""
     run = Run.load(places.weights)
-    original = Original(places.shared / "weights" / "ssd_mobilenet_v1_1_metadata_1.tflite")
+    original = Original(places.original)
     grid_A4 = boxes_of(run.spec)
     source = open_boxes(places.coco)
     told = again = 0
