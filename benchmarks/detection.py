@@ -102,9 +102,9 @@ class Original:
         begin, *_ = self._interpreter.get_input_details()
         self._interpreter.set_tensor(begin["index"], pixels_HWC[None])
         self._interpreter.invoke()
-        boxes, classes, scores, _ = (
+        boxes, classes, scores = (
             torch.from_numpy(self._interpreter.get_tensor(end["index"])[0].copy())
-            for end in self._interpreter.get_output_details()
+            for end in self._interpreter.get_output_details()[:3]
         )
         numbers = [self._number(int(index), labels) for index in classes]
         known = torch.tensor([number is not None for number in numbers])
