@@ -1,6 +1,7 @@
 """Trained runs that several tests look at."""
 
 import json
+import tarfile
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,15 +40,17 @@ def shared():
     return SHARED
 
 
+def unpacked(shared, name, place):
+    """A set of real images in a folder of its own."""
+    with tarfile.open(shared / "data" / f"{name}.tar") as archive:
+        archive.extractall(place, filter="data")
+    return place / name
+
+
 @pytest.fixture(scope="session")
 def hymenoptera(shared, tmp_path_factory):
     """Real photos of ants and bees, train 244 and val 153, as an image folder."""
-    import tarfile
-
-    folder = tmp_path_factory.mktemp("photos")
-    with tarfile.open(shared / "data" / "hymenoptera.tar") as archive:
-        archive.extractall(folder, filter="data")
-    return folder / "hymenoptera"
+    return unpacked(shared, "hymenoptera", tmp_path_factory.mktemp("photos"))
 
 
 def draw_shapes(path, things):
@@ -125,12 +128,8 @@ def coco_run(shared, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def coco(shared, tmp_path_factory):
-    import tarfile
-
-    folder = tmp_path_factory.mktemp("coco")
-    with tarfile.open(shared / "data" / "coco128.tar") as archive:
-        archive.extractall(folder, filter="data")
-    return folder / "coco128"
+    """256 images of COCO with their boxes."""
+    return unpacked(shared, "coco128", tmp_path_factory.mktemp("coco"))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any, Literal, get_args
 
 from mobilenets.architecture.body import Padding, convolved_size
@@ -22,8 +22,8 @@ from mobilenets.architecture.spec import Activation, MobileNetSpec, check_width
 Framework = Literal["ssd", "ssdfpn", "frcnn"]
 
 COCO_CLASSES = 90
-# Across, down, width, height: an output of 1 moves a box by a tenth of its side, or makes its side e ** 0.2 times as long.
-BOX_SCALES = (10.0, 10.0, 5.0, 5.0)
+# An output of 1 moves a box by a tenth of its side, or makes its side e ** 0.2 times as long; the names are TensorFlow's.
+BOX_SCALES = {"x_scale": 10.0, "y_scale": 10.0, "w_scale": 5.0, "h_scale": 5.0}
 SMALLEST_SIDE = 33
 # Blocks whose feature maps, of strides 8, 16 and 32, are looked at.
 TAPS = (5, 11, 13)
@@ -249,6 +249,20 @@ def levels_of(spec: DetectorSpec) -> tuple[Level, ...]:
     return tuple(
         _level(channels, size, _pyramid_shapes(8 * 2**number)) for number, size in enumerate(sizes)
     )
+
+
+def places_of_boxes(spec: DetectorSpec) -> Iterator[tuple[float, float, float, float]]:
+    """Where a detector's boxes stand before it moves them, level by level, row by row: middle from the left and from the top, width and
+    height, as shares of the image's sides.
+
+    >>> next(places_of_boxes(DetectorSpec.parse("ssd320/1.0")))
+    (0.025, 0.025, 0.1, 0.1)
+    """
+    for level in levels_of(spec):
+        rows, columns = level.size
+        for row, column, (height, width) in product(range(rows), range(columns), level.shapes):
+            middle = (column + 0.5) / columns, (row + 0.5) / rows
+            yield *middle, width / spec.across, height / spec.height
 
 
 def _ssd_shapes(side: int) -> Iterator[list[tuple[float, float]]]:

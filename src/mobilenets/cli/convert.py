@@ -26,16 +26,18 @@ def convert(
         raise ValueError(f"--to is {', '.join(known)}, not {to!r}")
     source = open_boxes(data)
     write_boxes(source, output, known[to])
-    rows = {
-        "output": str(output),
-        "format": to,
-        "labels": list(source.labels),
-        "images": {name: len(split) for name, split in source.splits.items()},
-        "boxes": {name: sum(map(len, split.objects)) for name, split in source.splits.items()},
-    }
+    images = {name: len(split) for name, split in source.splits.items()}
+    boxes = {name: sum(map(len, split.objects)) for name, split in source.splits.items()}
     if as_json:
-        print_json(rows)
+        print_json(
+            {
+                "output": str(output),
+                "format": to,
+                "labels": list(source.labels),
+                "images": images,
+                "boxes": boxes,
+            }
+        )
         return
-    for name, split in source.splits.items():
-        boxes = rows["boxes"][name]  # type: ignore[index]
-        typer.echo(f"{output}: {name}, {len(split):,} images with {boxes:,} boxes as {to}")
+    for name in source.splits:
+        typer.echo(f"{output}: {name}, {images[name]:,} images with {boxes[name]:,} boxes as {to}")

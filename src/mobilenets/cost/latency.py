@@ -10,12 +10,12 @@ import platform
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mobilenets.architecture.layer_rows import layers_of
 from mobilenets.architecture.spec import MobileNetSpec
-from mobilenets.cost.count import count
+from mobilenets.cost.count import cost
 
 FORMAT = 1
 # Runtimes compute channels in blocks: ONNX Runtime takes its quick layout where they are multiples of this.
@@ -117,7 +117,7 @@ class LatencyProfile:
         # A table that is not whole says so.
         _ = self.grid
 
-    @property
+    @cached_property
     def grid(self) -> Grid:
         """What was measured of the published widths."""
         return Grid(widths=self.widths, sides=self.sides, milliseconds=self.milliseconds)
@@ -142,12 +142,11 @@ class LatencyProfile:
                 f"{self.widths[0]} to {self.widths[-1]} and of {self.sides[0]} to {self.sides[-1]} pixels"
             )
         ms = self.grid.ms(spec.width, spec.height)
-        share = _share_in_blocks(spec)
-        if self.odd is not None and share < 1:
+        if self.odd is not None:
             # Beyond the odd widths that were measured, the nearest says how many times as long it takes.
             width = min(max(spec.width, self.odd.widths[0]), self.odd.widths[-1])
             times = self.odd.ms(width, spec.height) / self.grid.ms(width, spec.height)
-            ms *= 1 + max(0.0, times - 1) * math.sqrt(1 - share)
+            ms *= 1 + max(0.0, times - 1) * math.sqrt(1 - _share_in_blocks(spec))
         return round(ms, 9)
 
     def to_dict(self) -> dict[str, Any]:
@@ -249,14 +248,14 @@ def _share_in_blocks(spec: MobileNetSpec) -> float:
     >>> _share_in_blocks(MobileNetSpec(0.5, 160)), _share_in_blocks(MobileNetSpec(0.49, 160))
     (1.0, 0.0)
     """
-    whole = good = 0
-    for row in layers_of(spec, None):
-        mult_adds = count([row]).mult_adds
-        whole += mult_adds
+    counted = cost(spec, None)
+    good = 0
+    for each in counted.layers:
+        row = each.layer
         from_image = row.in_channels == spec.input_channels
         if row.out_channels % BLOCK == 0 and (from_image or row.in_channels % BLOCK == 0):
-            good += mult_adds
-    return good / whole
+            good += each.mult_adds
+    return good / counted.mult_adds
 
 
 def _between(points: Sequence[float], value: float) -> tuple[int, float]:

@@ -9,15 +9,10 @@ area in pixels of the file's image; rows that only fill have label -1.
 
 from __future__ import annotations
 
-import copy
-import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
@@ -25,17 +20,16 @@ from mobilenets.architecture.preprocessing import Preprocessing
 from mobilenets.data.boxes import BoxSplit, same_shape
 from mobilenets.data.images import BadImageError
 from mobilenets.data.loaders import (
-    WHOLE,
     Batch,
+    DiskLoader,
     OnBadImage,
     Order,
-    Shard,
-    default_workers,
+    Photos,
     generator_of,
+    read_in_threads,
     refuse_bad_images,
 )
-from mobilenets.data.progress import progress
-from mobilenets.data.transforms import GREY, fit, normalise, seeded
+from mobilenets.data.transforms import GREY, fit, seeded
 
 LABEL, IGNORED, AREA, COLUMNS = 4, 5, 6, 7
 EMPTY = -1.0
@@ -65,12 +59,11 @@ class BoxDistortion:
 STILL = BoxDistortion(mirror=False)
 
 
-class BoxLoader:
-    """Images with boxes read from disk in worker processes, normalised a batch at a time.
+class BoxLoader(DiskLoader):
+    """Images with their boxes.
 
     Args:
         distortion: training's changes and order; None gives the images as they are, in order.
-        workers: processes that read; by default half of the cores.
         drop_last: leave an incomplete last batch of training out.
     """
 
@@ -85,53 +78,21 @@ class BoxLoader:
         *,
         drop_last: bool = False,
     ) -> None:
-        self._photos = _Photos(split, preprocessing, distortion, seed)
-        self._preprocessing = preprocessing
-        self._order = Order(len(split), batch_size, seed, distortion is not None, drop_last)
-        self._workers = default_workers() if workers is None else workers
-        self._device = torch.device("cpu")
+        photos = _Photos(split, preprocessing, distortion, seed, STILL)
+        order = Order(len(split), batch_size, seed, distortion is not None, drop_last)
+        super().__init__(photos, preprocessing, order, workers)
 
-    @property
-    def images(self) -> int:
-        return self._order.used
+    def _batch(
+        self, read: tuple[Tensor, Tensor, Tensor], rows_N: Tensor, seed: tuple[int, int, int]
+    ) -> Batch:
+        del seed
+        pixels_NCHW, told_NMD, sizes_N2 = read
+        images_NCHW = self._network_input(pixels_NCHW)
+        return Batch(images_NCHW, told_NMD.to(self._device), len(rows_N), sizes_N2)
 
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def batches(self, epoch: int = 0, start: int = 0, shard: Shard = WHOLE) -> Iterator[Batch]:
-        whole = self._order.rows(epoch)[start:]
-        asked = [[(epoch, int(row)) for row in shard.of(batch)] for batch in whole]
-        loader = DataLoader(
-            self._photos,
-            batch_sampler=asked,
-            num_workers=min(self._workers, len(asked)),
-            collate_fn=self._stack,
-            prefetch_factor=2 if self._workers and asked else None,
-            pin_memory=self._device.type == "cuda",
-            # It draws a seed for its workers: not from the generator that dropout draws from.
-            generator=torch.Generator(),
-        )
-        for rows, loaded in zip(whole, loader, strict=True):
-            if isinstance(loaded, str):
-                raise BadImageError(loaded)
-            pixels_NCHW, told_NMD, sizes_N2 = loaded
-            images_NCHW = normalise(
-                pixels_NCHW.to(self._device, non_blocking=True), self._preprocessing
-            )
-            yield Batch(images_NCHW, told_NMD.to(self._device), len(rows), sizes_N2)
-
-    def still(self) -> BoxLoader:
-        other = copy.copy(self)
-        other._photos = copy.copy(self._photos)
-        other._photos.distortion = self._photos.distortion and STILL
-        return other
-
-    def to(self, device: torch.device) -> None:
-        self._device = device
-
-    def _stack(self, examples: list[_Example | str]) -> tuple[Tensor, Tensor, Tensor] | str:
+    def _stack(self, read: list[_Example | str]) -> tuple[Tensor, Tensor, Tensor] | str:
         found = []
-        for example in examples:
+        for example in read:
             if isinstance(example, str):
                 return example
             found.append(example)
@@ -152,22 +113,8 @@ class BoxLoader:
 _Example = tuple[Tensor, Tensor, tuple[int, int]]
 
 
-class _Photos(Dataset[_Example | str]):
-    """Asked for (epoch, index), gives a uint8 image (C, H, W), its boxes (M, columns) and the size of its file's image, or
-    what is wrong with it.
-    """
-
-    def __init__(
-        self,
-        split: BoxSplit,
-        preprocessing: Preprocessing,
-        distortion: BoxDistortion | None,
-        seed: int,
-    ) -> None:
-        self.distortion = distortion
-        self._split = split
-        self._preprocessing = preprocessing
-        self._seed = seed
+class _Photos(Photos):
+    """Gives uint8 images (C, H, W), their boxes (M, columns) and the sizes of the files' images."""
 
     def __getitem__(self, asked: tuple[int, int]) -> _Example | str:
         epoch, index = asked
@@ -283,16 +230,9 @@ def make_box_loader(
             return str(error)
         return None
 
-    problems: dict[int, str] = {}
-    with (
-        ThreadPoolExecutor(os.cpu_count()) as pool,
-        progress(f"reading {what}", len(split)) as advance,
-    ):
-        for index, found in enumerate(pool.map(problem, range(len(split)))):
-            if found is not None:
-                problems[index] = found
-            advance(1)
-    refuse_bad_images(list(problems.values()), len(split), what, on_bad_image)
-    kept = split.take([index for index in range(len(split)) if index not in problems])
+    found = list(read_in_threads(problem, len(split), what))
+    problems = tuple(said for said in found if said is not None)
+    refuse_bad_images(problems, len(split), what, on_bad_image)
+    kept = split.take([index for index, said in enumerate(found) if said is None])
     loader = BoxLoader(kept, preprocessing, batch_size, distortion, seed, drop_last=drop_last)
-    return loader, tuple(problems.values())
+    return loader, problems

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ from mobilenets.data.transforms import (
     seeded,
 )
 
+T = TypeVar("T")
 OnBadImage = Literal["stop", "skip"]
 SMALL_SIDE = 96
 MEMORY_LIMIT = 2**30
@@ -241,8 +243,98 @@ class MemoryLoader:
         return normalise(pixels_NHWC.permute(0, 3, 1, 2), self._preprocessing)
 
 
-class PhotoLoader:
-    """Photos read from disk in worker processes, normalised a batch at a time.
+class Photos(Dataset[Any], ABC):
+    """What worker processes are asked for by (epoch, index); of an image that can't be read they give what is wrong.
+
+    Args:
+        distortion: training's changes, of which `still` leaves none.
+    """
+
+    def __init__(
+        self, split: Any, preprocessing: Preprocessing, distortion: Any, seed: int, still: Any
+    ) -> None:
+        self.distortion = distortion
+        self._still = still
+        self._split = split
+        self._preprocessing = preprocessing
+        self._seed = seed
+
+    @abstractmethod
+    def __getitem__(self, asked: tuple[int, int]) -> Any:
+        """One image, changed as its epoch says."""
+
+    def still(self) -> Self:
+        """The same without changes."""
+        other = copy.copy(self)
+        other.distortion = self.distortion and self._still
+        return other
+
+
+class DiskLoader(ABC):
+    """Images read from disk in worker processes, normalised a batch at a time.
+
+    Args:
+        workers: processes that read; by default half of the cores.
+    """
+
+    def __init__(
+        self, photos: Photos, preprocessing: Preprocessing, order: Order, workers: int | None
+    ) -> None:
+        self._photos = photos
+        self._preprocessing = preprocessing
+        self._order = order
+        self._workers = _default_workers() if workers is None else workers
+        self._device = torch.device("cpu")
+
+    @property
+    def images(self) -> int:
+        return self._order.used
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def batches(self, epoch: int = 0, start: int = 0, shard: Shard = WHOLE) -> Iterator[Batch]:
+        whole = self._order.rows(epoch)[start:]
+        rows = [shard.of(batch) for batch in whole]
+        asked = [[(epoch, int(row)) for row in batch] for batch in rows]
+        loader: DataLoader[Any] = DataLoader(
+            self._photos,
+            batch_sampler=asked,
+            num_workers=min(self._workers, len(asked)),
+            collate_fn=self._stack,
+            prefetch_factor=2 if self._workers and asked else None,
+            pin_memory=self._device.type == "cuda",
+            # It draws a seed for its workers: not from the generator that dropout draws from.
+            generator=torch.Generator(),
+        )
+        for position, (read, rows_N) in enumerate(zip(loader, rows, strict=True), start):
+            if isinstance(read, str):
+                raise BadImageError(read)
+            batch = self._batch(read, rows_N, (self._order.seed, epoch, position))
+            yield replace(batch, whole=len(whole[position - start]))
+
+    def still(self) -> Self:
+        other = copy.copy(self)
+        other._photos = self._photos.still()
+        return other
+
+    def to(self, device: torch.device) -> None:
+        self._device = device
+
+    def _network_input(self, pixels_NCHW: Tensor) -> Tensor:
+        return normalise(pixels_NCHW.to(self._device, non_blocking=True), self._preprocessing)
+
+    @abstractmethod
+    def _stack(self, read: list[Any]) -> Any:
+        """What a worker sends of a batch, or what is wrong with one of its images."""
+
+    @abstractmethod
+    def _batch(self, read: Any, rows_N: Tensor, seed: tuple[int, int, int]) -> Batch:
+        """A batch of that, of the images in these rows; what is drawn for it is drawn from the seed."""
+
+
+class PhotoLoader(DiskLoader):
+    """Photos and their classes.
 
     Mixing pairs images within a process; all else is the same for any number of processes.
     """
@@ -258,82 +350,32 @@ class PhotoLoader:
         *,
         drop_last: bool = False,
     ) -> None:
-        self._photos = _Photos(split, preprocessing, distortion, seed)
+        photos = _Photos(split, preprocessing, distortion, seed, STILL)
+        order = Order(len(split), batch_size, seed, distortion is not None, drop_last)
+        super().__init__(photos, preprocessing, order, workers)
         self._targets_N = torch.from_numpy(split.targets)
-        self._preprocessing = preprocessing
-        shuffled = distortion is not None
-        self._order = Order(len(split), batch_size, seed, shuffled, drop_last)
-        self._workers = default_workers() if workers is None else workers
-        self._device = torch.device("cpu")
 
-    @property
-    def images(self) -> int:
-        return self._order.used
-
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def batches(self, epoch: int = 0, start: int = 0, shard: Shard = WHOLE) -> Iterator[Batch]:
-        whole = self._order.rows(epoch)[start:]
-        rows = [shard.of(batch) for batch in whole]
-        asked = [[(epoch, int(row)) for row in batch] for batch in rows]
-        loader = DataLoader(
-            self._photos,
-            batch_sampler=asked,
-            num_workers=min(self._workers, len(asked)),
-            collate_fn=self._stack,
-            prefetch_factor=2 if self._workers and asked else None,
-            pin_memory=self._device.type == "cuda",
-            # It draws a seed for its workers: not from the generator that dropout draws from.
-            generator=torch.Generator(),
-        )
-        for position, (pixels_NCHW, rows_N) in enumerate(zip(loader, rows, strict=True), start):
-            if isinstance(pixels_NCHW, str):
-                raise BadImageError(pixels_NCHW)
-            pixels_NCHW = pixels_NCHW.to(self._device, non_blocking=True)
-            images_NCHW = normalise(pixels_NCHW, self._preprocessing)
-            targets_N = self._targets_N[rows_N].to(self._device)
-            if self._photos.distortion is not None:
-                random = generator_of(self._order.seed, epoch, position)
-                images_NCHW, targets_N = mix(
-                    images_NCHW, targets_N, self._photos.distortion, random
-                )
-            yield Batch(images_NCHW, targets_N, len(whole[position - start]))
-
-    def still(self) -> PhotoLoader:
-        other = copy.copy(self)
-        other._photos = copy.copy(self._photos)
-        other._photos.distortion = self._photos.distortion and STILL
-        return other
-
-    def to(self, device: torch.device) -> None:
-        self._device = device
-
-    def _stack(self, images: list[Tensor | str]) -> Tensor | str:
-        problem = next((image for image in images if isinstance(image, str)), None)
+    def _stack(self, read: list[Tensor | str]) -> Tensor | str:
+        problem = next((image for image in read if isinstance(image, str)), None)
         if problem:
             return problem
-        if not images:
+        if not read:
             preprocessing = self._preprocessing
             size = (preprocessing.channel_count, preprocessing.height, preprocessing.width)
             return torch.zeros(0, *size, dtype=torch.uint8)
-        return torch.stack([image for image in images if isinstance(image, Tensor)])
+        return torch.stack([image for image in read if isinstance(image, Tensor)])
+
+    def _batch(self, read: Tensor, rows_N: Tensor, seed: tuple[int, int, int]) -> Batch:
+        images_NCHW = self._network_input(read)
+        targets_N = self._targets_N[rows_N].to(self._device)
+        distortion = self._photos.distortion
+        if distortion is not None:
+            images_NCHW, targets_N = mix(images_NCHW, targets_N, distortion, generator_of(*seed))
+        return Batch(images_NCHW, targets_N, len(rows_N))
 
 
-class _Photos(Dataset[Tensor | str]):
-    """Asked for (epoch, index), gives a uint8 image (C, H, W), or what is wrong with it."""
-
-    def __init__(
-        self,
-        split: Split,
-        preprocessing: Preprocessing,
-        distortion: Distortion | None,
-        seed: int,
-    ) -> None:
-        self.distortion = distortion
-        self._split = split
-        self._preprocessing = preprocessing
-        self._seed = seed
+class _Photos(Photos):
+    """Gives uint8 images (C, H, W)."""
 
     def __getitem__(self, asked: tuple[int, int]) -> Tensor | str:
         epoch, index = asked
@@ -392,19 +434,12 @@ def make_loader(
         return fit(image_CHW, preprocessing).permute(1, 2, 0) if in_memory else None
 
     good: list[int] = []
-    with (
-        ThreadPoolExecutor(os.cpu_count()) as pool,
-        progress(f"reading {what}", len(split)) as advance,
-    ):
-        for start in range(0, len(split), 1024):
-            indices = range(start, min(start + 1024, len(split)))
-            for index, result in zip(indices, pool.map(read, indices), strict=True):
-                if isinstance(result, str):
-                    problems.append(result)
-                else:
-                    good.append(index)
-                    pixels.append(result)
-            advance(len(indices))
+    for index, result in enumerate(read_in_threads(read, len(split), what)):
+        if isinstance(result, str):
+            problems.append(result)
+        else:
+            good.append(index)
+            pixels.append(result)
     refuse_bad_images(problems, len(split), what, on_bad_image)
     kept = split if len(good) == len(split) else split.take(good)
     if not in_memory:
@@ -416,6 +451,27 @@ def make_loader(
         stacked_NHWC, targets_N, preprocessing, batch_size, distortion, seed, drop_last=drop_last
     )
     return small, tuple(problems)
+
+
+def read_in_threads(read: Callable[[int], T], count: int, what: str) -> Iterator[T]:
+    """What `read` makes of each index, in order, with a progress bar."""
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        progress(f"reading {what}", count) as advance,
+    ):
+        for start in range(0, count, 1024):
+            indices = range(start, min(start + 1024, count))
+            yield from pool.map(read, indices)
+            advance(len(indices))
+
+
+def evenly(count: int, limit: int) -> list[int]:
+    """So many places at most of a number of them, evenly spaced.
+
+    >>> evenly(9, 3), evenly(2, 3)
+    ([0, 4, 8], [0, 1])
+    """
+    return [round(place) for place in np.linspace(0, count - 1, min(limit, count)).tolist()]
 
 
 def refuse_bad_images(
@@ -448,8 +504,7 @@ def _fits_in_memory(split: Split, preprocessing: Preprocessing) -> bool:
     return False
 
 
-def default_workers() -> int:
-    """Processes that read images: half of the cores."""
+def _default_workers() -> int:
     # On few cores the network needs them itself, and decoding takes a small share of a step.
     return max(1, (os.cpu_count() or 1) // 2)
 

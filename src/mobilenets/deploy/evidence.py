@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mobilenets.data.images import find_images
-from mobilenets.data.loaders import Batch, join
+from mobilenets.data.loaders import Batch, evenly, join
 from mobilenets.training.run import Run
 from mobilenets.training.task import Task
 
@@ -109,8 +109,7 @@ def find_calibration(
 def _prepared(run: Run, images: Sequence[str], limit: int) -> Tensor:
     """So many of the images at most, from all over."""
     paths = find_images(images)
-    chosen = np.linspace(0, len(paths) - 1, min(limit, len(paths))).round().astype(int)
-    return torch.cat([run.prepare(paths[index]) for index in chosen])
+    return torch.cat([run.prepare(paths[index]) for index in evenly(len(paths), limit)])
 
 
 def _names(paths: Sequence[str]) -> str:

@@ -16,7 +16,6 @@ from mobilenets.deploy.exportable import Placing
 
 _OPERATOR = b"TFLite_Detection_PostProcess"
 _OUTPUTS = ("location", "category", "score", "number of detections")
-_SCALES = dict(zip(("x_scale", "y_scale", "w_scale", "h_scale"), BOX_SCALES, strict=True))
 
 
 class Parts(nn.Module):
@@ -95,7 +94,7 @@ def _options(classes: int, selection: Selection) -> bytes:
         floats = {
             "nms_score_threshold": selection.score,
             "nms_iou_threshold": selection.overlap,
-            **_SCALES,
+            **BOX_SCALES,
         }
         for name, value in floats.items():
             builder.Key(name)

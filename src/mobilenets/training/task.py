@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, Self
 
@@ -69,11 +69,56 @@ class TrainingData:
     warnings: Sequence[str] = field(default=())
 
 
+def make_loaders(
+    make: Callable[..., tuple[Loader, tuple[str, ...]]],
+    parts: tuple[Any, Any],
+    preprocessing: Preprocessing,
+    distortion: Any,
+    recipe: Recipe,
+    where: str,
+    *,
+    evaluation_batch: int,
+    on_bad_image: OnBadImage,
+) -> tuple[Loader, Loader, tuple[str, ...], tuple[str, ...]]:
+    """Loaders of what is trained and validated on, and what was left out of each.
+
+    Args:
+        make: `make_loader` or `make_box_loader`.
+        where: the data, for messages.
+
+    Raises:
+        ValueError: as of `make`, or there is one image alone.
+    """
+    train, val = parts
+    taught, bad_train = make(
+        train,
+        preprocessing,
+        recipe.batch_size,
+        distortion,
+        recipe.seed,
+        drop_last=recipe.drop_last,
+        what="training images",
+        on_bad_image=on_bad_image,
+    )
+    held, bad_val = make(
+        val,
+        preprocessing,
+        evaluation_batch,
+        what="validation images",
+        on_bad_image=on_bad_image,
+    )
+    if not len(taught):
+        raise ValueError(f"{where}: one image is too few to train on")
+    return taught, held, bad_train, bad_val
+
+
 class Task(ABC):
     """A head, a loss, data and a metric for the one backbone.
 
-    `answers` and `figure_title` are what people call what it answers and `monitor`. `mirrors` says whether outputs for an image and its mirror image can be averaged. `default_model` is trained where none is named, `hub_task` what model hubs call the task. `figures` names what its metrics compute, and `monitor` the one that decides which epoch is best
-    (more is better). The weights of layers whose names begin with `class_layers` are of use for the same classes alone.
+    `default_model` is trained where none is named, `hub_task` what model hubs call the task. `mirrors` says whether outputs
+    for an image and its mirror image can be averaged. The weights of layers whose names begin with
+    `class_layers` are of use for the same classes alone. `figures` names what its metrics compute, and `monitor` the one
+    that decides which epoch is best (more is better); people call it `figure_title`, and what the task answers `answers`.
     """
 
     name: ClassVar[str]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -38,7 +39,7 @@ def draw_latency(rows: Sequence[Row], path: Path) -> None:
             capsize=2,
             label=f"{runtime}, batch {batch}, {threads} threads",
         )
-        best = [max(top1 for _, top1 in here[: place + 1]) for place in range(len(here))]
+        best = accumulate((top1 for _, top1 in here), max)
         front = [point for point, top1 in zip(here, best, strict=True) if point[1] == top1]
         axes.plot(
             [row.median_ms for row, _ in front],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from mobilenets.architecture.detector import (
     DetectorSpec,
     detector_layers,
     levels_of,
+    places_of_boxes,
 )
 from mobilenets.architecture.layer_rows import Layer
 from mobilenets.architecture.spec import MobileNetSpec
@@ -37,7 +37,6 @@ _NAMELESS = "???"
 _ORDER = [1, 0, 3, 2]
 # As a share of the image: half a step of 8 bits, and some.
 _NEAR = 4e-3
-_SCALES = dict(zip(("x_scale", "y_scale", "w_scale", "h_scale"), BOX_SCALES, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +71,7 @@ def fit_detector(foreign: ForeignDetector) -> ImportedWeights:
         ValueError: one sentence that says what is not SSD300's.
     """
     origin = foreign.weights.origin
-    for name, value in _SCALES.items():
+    for name, value in BOX_SCALES.items():
         if abs(float(foreign.settings.get(name, 0)) - value) > 1e-3:
             raise ValueError(
                 f"{origin}: its boxes are moved by a {name} of {foreign.settings.get(name)}, not {value:g}"
@@ -156,20 +155,7 @@ def _heads(
 
 def _check_boxes(foreign: ForeignDetector, spec: DetectorSpec) -> None:
     """Make sure that the boxes stand where ours do, to half a step of integers in which a file may keep them."""
-    expected = []
-    for level in levels_of(spec):
-        rows, columns = level.size
-        places = product(range(rows), range(columns), level.shapes)
-        expected += [
-            (
-                (row + 0.5) / rows,
-                (column + 0.5) / columns,
-                height / spec.body.height,
-                width / spec.body.across,
-            )
-            for row, column, (height, width) in places
-        ]
-    ours = torch.tensor(expected)
+    ours = torch.tensor(list(places_of_boxes(spec)))[:, _ORDER]
     if ours.shape != foreign.anchors.shape or (ours - foreign.anchors).abs().max() > _NEAR:
         raise ValueError(
             f"{foreign.weights.origin}: its boxes do not stand where those of {spec} do"

@@ -17,7 +17,7 @@ from mobilenets.architecture.network import PAPER_DROPOUT, MobileNet
 from mobilenets.architecture.preprocessing import Preprocessing, channel_order
 from mobilenets.architecture.spec import MobileNetSpec
 from mobilenets.data.doctor import Report
-from mobilenets.data.loaders import SMALL_SIDE, Batch, Loader, OnBadImage, make_loader
+from mobilenets.data.loaders import SMALL_SIDE, Batch, Loader, OnBadImage, evenly, make_loader
 from mobilenets.data.sources import (
     ALL,
     NAMED_SETS,
@@ -37,7 +37,7 @@ from mobilenets.tasks.classification.probe import fit_classifier
 from mobilenets.tasks.classification.recipes import CIFAR, DIGITS, FINETUNE, MODERN, RECIPES
 from mobilenets.training.agreement import Parity, compare
 from mobilenets.training.recipe import Recipe
-from mobilenets.training.task import Prediction, Task, TrainingData
+from mobilenets.training.task import Prediction, Task, TrainingData, make_loaders
 
 TOP = 5
 EVALUATION_BATCH = 64
@@ -209,26 +209,17 @@ class Classification(Task):
                 "augmentation.colour and augmentation.randaugment change grey and RGB images, not RGBA"
             )
         distortion = Distortion(**choices, outputs=self.outputs)
-        train_loader, bad_train = make_loader(
-            train,
+        train_loader, val_loader, bad_train, bad_val = make_loaders(
+            make_loader,
+            (train, val),
             self._preprocessing,
-            recipe.batch_size,
             distortion,
-            recipe.seed,
-            drop_last=recipe.drop_last,
-            what="training images",
-            on_bad_image=on_bad_image,
-        )
-        val_loader, bad_val = make_loader(
-            val,
-            self._preprocessing,
-            EVALUATION_BATCH,
-            what="validation images",
+            recipe,
+            source.where,
+            evaluation_batch=EVALUATION_BATCH,
             on_bad_image=on_bad_image,
         )
         skipped = [*bad_train, *bad_val]
-        if not len(train_loader):
-            raise ValueError(f"{source.where}: one image is too few to train on")
         record |= {
             "train_images": len(train) - len(bad_train),
             "skipped": skipped,
@@ -269,7 +260,7 @@ class Classification(Task):
         if own and name in ("train", ALL):
             warnings = ("these are images the model was trained on: the figures flatter it",)
         if limit is not None and len(part) > limit:
-            part = part.take(np.linspace(0, len(part) - 1, limit).round().astype(int).tolist())
+            part = part.take(evenly(len(part), limit))
         loader, skipped = make_loader(
             part,
             self._preprocessing,

@@ -7,6 +7,7 @@ shares of the image's width and height.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,11 +16,16 @@ from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import batched_nms
 
-from mobilenets.architecture.detector import BOX_SCALES, DetectorSpec, Selection, levels_of
+from mobilenets.architecture.detector import (
+    BOX_SCALES,
+    DetectorSpec,
+    Selection,
+    places_of_boxes,
+)
 
 Scores = Literal["sigmoid", "softmax"]
 
-CODER = BoxCoder(BOX_SCALES)
+CODER = BoxCoder(tuple(BOX_SCALES.values()))
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,31 @@ def select(placed_NAD: Tensor, selection: Selection = EVERYTHING) -> list[Object
     ]
 
 
+def rows_of(found: Sequence[Objects], most: int, like: Tensor) -> Tensor:
+    """What was found as (N, F, 6): left, top, right, bottom, score, class; rows beyond it have a score of 0.
+
+    Args:
+        most: F.
+        like: a tensor of the kind that is wanted.
+    """
+    rows_NF6 = like.new_zeros(len(found), most, 6)
+    for number, objects in enumerate(found):
+        count = len(objects)
+        rows_NF6[number, :count, :4] = objects.boxes_M4
+        rows_NF6[number, :count, 4] = objects.scores_M
+        rows_NF6[number, :count, 5] = objects.labels_M.to(rows_NF6.dtype)
+    return rows_NF6
+
+
+def objects_of(rows_NF6: Tensor, least: float) -> list[Objects]:
+    """What such rows say, image by image, from a score on."""
+    found = []
+    for rows_F6 in rows_NF6.float():
+        rows_M6 = rows_F6[(rows_F6[:, 4] > 0) & (rows_F6[:, 4] >= least)]
+        found.append(Objects(rows_M6[:, :4], rows_M6[:, 4], rows_M6[:, 5].long()))
+    return found
+
+
 def _objects(boxes_A4: Tensor, scores_AK: Tensor, selection: Selection) -> Objects:
     classes = scores_AK.shape[1]
     scores_C, where_C = scores_AK.flatten().topk(min(selection.candidates, scores_AK.numel()))
@@ -106,15 +137,6 @@ def boxes_of(spec: DetectorSpec) -> Tensor:
     >>> boxes_A4.shape, boxes_A4[-6]
     (torch.Size([1917, 4]), tensor([0.0250, 0.0250, 0.9750, 0.9750]))
     """
-    found = []
-    for level in levels_of(spec):
-        rows, columns = level.size
-        tops_H = (torch.arange(rows, dtype=torch.float64) + 0.5) / rows
-        lefts_W = (torch.arange(columns, dtype=torch.float64) + 0.5) / columns
-        shapes_S2 = torch.tensor(level.shapes, dtype=torch.float64)
-        shapes_S2 = shapes_S2 / torch.tensor([spec.body.height, spec.body.across])
-        centres_HW2 = torch.stack(torch.meshgrid(tops_H, lefts_W, indexing="ij"), -1)
-        centres_P12, halves_1S2 = centres_HW2.view(-1, 1, 2), shapes_S2[None] / 2
-        corners = torch.cat([centres_P12 - halves_1S2, centres_P12 + halves_1S2], -1)
-        found.append(corners.view(-1, 4)[:, [1, 0, 3, 2]])
-    return torch.cat(found).float()
+    places_A4 = torch.tensor(list(places_of_boxes(spec)), dtype=torch.float64)
+    middles_A2, halves_A2 = places_A4[:, :2], places_A4[:, 2:] / 2
+    return torch.cat([middles_A2 - halves_A2, middles_A2 + halves_A2], 1).float()

@@ -23,7 +23,7 @@ from mobilenets.architecture.detector import (
 )
 from mobilenets.architecture.network import MobileNet, forward_blocks
 from mobilenets.data.box_loader import IGNORED, LABEL
-from mobilenets.tasks.detection.boxes import Objects, boxes_of
+from mobilenets.tasks.detection.boxes import Objects, boxes_of, rows_of
 
 FOUND = 100
 _MAP = "0"
@@ -102,13 +102,10 @@ class FasterRcnn(nn.Module):
         found, _ = self._run(images_NCHW, None)
         height, width = images_NCHW.shape[-2:]
         sides_4 = images_NCHW.new_tensor([width, height]).repeat(2)
-        outputs_NF6 = images_NCHW.new_zeros(len(images_NCHW), FOUND, 6)
-        for number, one in enumerate(found):
-            count = len(one["scores"])
-            outputs_NF6[number, :count, :4] = one["boxes"] / sides_4
-            outputs_NF6[number, :count, 4] = one["scores"]
-            outputs_NF6[number, :count, 5] = (one["labels"] - 1).to(outputs_NF6.dtype)
-        return outputs_NF6
+        objects = [
+            Objects(one["boxes"] / sides_4, one["scores"], one["labels"] - 1) for one in found
+        ]
+        return rows_of(objects, FOUND, images_NCHW)
 
     def _taught(self, images_NCHW: Tensor, told_NMD: Tensor) -> dict[str, Tensor]:
         if not len(images_NCHW):
@@ -197,12 +194,3 @@ class _Heads(nn.Module):
         return self.scores(features_PC).float(), torch.cat(
             [boxes_P.new_zeros(len(boxes_P), 4), boxes_P], 1
         )
-
-
-def objects_of(outputs_NF6: Tensor, least: float) -> list[Objects]:
-    """What the network's outputs say, image by image, from a score on."""
-    found = []
-    for rows_F6 in outputs_NF6.float():
-        rows_M6 = rows_F6[(rows_F6[:, 4] > 0) & (rows_F6[:, 4] >= least)]
-        found.append(Objects(rows_M6[:, :4], rows_M6[:, 4], rows_M6[:, 5].long()))
-    return found

@@ -14,7 +14,7 @@ from torchvision.ops import box_iou
 
 from mobilenets.architecture.detector import Selection
 from mobilenets.architecture.steps import Steps
-from mobilenets.tasks.detection.boxes import Objects, Scores, place, select, shares_of
+from mobilenets.tasks.detection.boxes import Objects, Scores, place, rows_of, select, shares_of
 from mobilenets.tasks.detection.ssd import PyramidSsd, Ssd
 from mobilenets.training.agreement import MIN_AGREEMENT, Agreement
 
@@ -82,12 +82,7 @@ class FoundBoxes(nn.Module):
         found = select(placed_NAD, self.selection)
         _, boxes, values = placed_NAD.shape
         most = min(self.selection.most, boxes * (values - 4))
-        outputs_NF6 = images_NCHW.new_zeros(len(found), most, 6)
-        for rows_F6, objects in zip(outputs_NF6, found, strict=True):
-            rows_F6[: len(objects), :4] = objects.boxes_M4
-            rows_F6[: len(objects), 4] = objects.scores_M
-            rows_F6[: len(objects), 5] = objects.labels_M.float()
-        return outputs_NF6
+        return rows_of(found, most, images_NCHW)
 
 
 @dataclass(frozen=True)

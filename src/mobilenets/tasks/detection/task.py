@@ -17,7 +17,7 @@ from mobilenets.architecture.preprocessing import Preprocessing, channel_order
 from mobilenets.data.box_loader import BoxDistortion, make_box_loader
 from mobilenets.data.boxes import BoxSource, BoxSplit, open_boxes, usable
 from mobilenets.data.doctor import Report
-from mobilenets.data.loaders import Batch, Loader, OnBadImage
+from mobilenets.data.loaders import Batch, Loader, OnBadImage, evenly
 from mobilenets.data.parts import Part
 from mobilenets.tasks.detection.boxes import (
     EVERYTHING,
@@ -25,10 +25,11 @@ from mobilenets.tasks.detection.boxes import (
     Scores,
     boxes_of,
     objects_in,
+    objects_of,
     select,
 )
 from mobilenets.tasks.detection.doctor import check
-from mobilenets.tasks.detection.faster_rcnn import FasterRcnn, objects_of
+from mobilenets.tasks.detection.faster_rcnn import FasterRcnn
 from mobilenets.tasks.detection.file import (
     BoxAgreement,
     FoundBoxes,
@@ -41,7 +42,7 @@ from mobilenets.tasks.detection.prediction import BoxPrediction, Found, join_par
 from mobilenets.tasks.detection.recipes import FRCNN_FINETUNE, RECIPES, SSD_FINETUNE
 from mobilenets.tasks.detection.ssd import PyramidSsd, Ssd
 from mobilenets.training.recipe import Recipe
-from mobilenets.training.task import Form, Prediction, Task, TrainingData
+from mobilenets.training.task import Form, Prediction, Task, TrainingData, make_loaders
 
 _NETWORKS: dict[str, Callable[[DetectorSpec, int], nn.Module]] = {
     "ssd": Ssd,
@@ -195,25 +196,16 @@ class Detection(Task):
         flaws = [*wrong, *wrong_val]
         changes = recipe.augmentation.model_dump(include=set(_CHANGES))
         distortion = BoxDistortion(**{**changes, "colour": bool(changes["colour"])})
-        train_loader, bad_train = make_box_loader(
-            train,
+        train_loader, val_loader, bad_train, bad_val = make_loaders(
+            make_box_loader,
+            (train, val),
             self._preprocessing,
-            recipe.batch_size,
             distortion,
-            recipe.seed,
-            drop_last=recipe.drop_last,
-            what="training images",
+            recipe,
+            source.where,
+            evaluation_batch=EVALUATION_BATCH,
             on_bad_image=on_bad_image,
         )
-        val_loader, bad_val = make_box_loader(
-            val,
-            self._preprocessing,
-            EVALUATION_BATCH,
-            what="validation images",
-            on_bad_image=on_bad_image,
-        )
-        if not len(train_loader):
-            raise ValueError(f"{source.where}: one image is too few to train on")
         skipped = [*bad_train, *bad_val]
         record = {
             "where": str(Path(source.where).resolve()),
@@ -266,7 +258,7 @@ class Detection(Task):
         if own and name in ("train", "all"):
             warnings.append("these are images the model was trained on: the figures flatter it")
         if limit is not None and len(part) > limit:
-            part = part.take(np.linspace(0, len(part) - 1, limit).round().astype(int).tolist())
+            part = part.take(evenly(len(part), limit))
         part, _ = usable(part)
         loader, skipped = make_box_loader(
             part,
