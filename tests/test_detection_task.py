@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import tv_tensors
 from torchvision.ops import box_iou
 
 from conftest import SIDE
@@ -14,9 +15,10 @@ from mobilenets import Run
 from mobilenets.architecture.detector import Selection, parse_spec
 from mobilenets.architecture.preprocessing import Preprocessing
 from mobilenets.cli.main import run as cli
-from mobilenets.data.box_loader import AREA, EMPTY, LABEL, BoxDistortion, BoxLoader
+from mobilenets.data.box_loader import AREA, EMPTY, LABEL, BoxDistortion, BoxLoader, distorted
 from mobilenets.data.boxes import Object, open_boxes, write_boxes
-from mobilenets.data.loaders import Batch
+from mobilenets.data.loaders import Batch, generator_of
+from mobilenets.data.transforms import seeded
 from mobilenets.tasks.detection.boxes import Objects, boxes_of, objects_in
 from mobilenets.tasks.detection.doctor import check
 from mobilenets.tasks.detection.metrics import DetectionMetrics
@@ -83,6 +85,30 @@ def test_boxes_move_with_what_is_in_them(shapes, distortion):
     assert seen > 40
     # A crop may leave less than half of a disc, and so not its middle.
     assert right >= 0.9 * seen
+
+
+def test_boxes_end_where_their_objects_end():
+    image_CHW = torch.zeros(3, 150, 200, dtype=torch.uint8)
+    image_CHW[:, 40:90, 60:140] = 255
+    boxes = tv_tensors.BoundingBoxes(
+        [[60.0, 40.0, 140.0, 90.0]], format="XYXY", canvas_size=(150, 200)
+    )
+    distortion = BoxDistortion(expand=2.0, crop=True)
+    preprocessing = Preprocessing(96, 128, resize="squash", crop_fraction=1.0)
+    found = []
+    for seed in range(100):
+        with seeded(generator_of(seed)):
+            pixels_CHW, told_MD = distorted(
+                image_CHW, boxes, torch.tensor([[0.0, 0.0, 4000.0]]), distortion, preprocessing
+            )
+        assert pixels_CHW.shape == (3, 96, 128)
+        ys, xs = (pixels_CHW[0] > 192).nonzero().T
+        lit = torch.stack([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
+        (box_4,) = told_MD[:, :4] * torch.tensor([128, 96]).repeat(2)
+        assert (lit - box_4).abs().max() <= 1
+        found.append(box_4)
+    widths = [float(box_4[2] - box_4[0]) for box_4 in found]
+    assert min(widths) < 0.6 * 128 * 80 / 200 < 1.6 * 128 * 80 / 200 < max(widths)
 
 
 def test_batches_are_the_same_again_and_from_the_middle(shapes):

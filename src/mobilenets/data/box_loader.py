@@ -9,7 +9,7 @@ area in pixels of the file's image; rows that only fill have label -1.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,8 +33,10 @@ from mobilenets.data.transforms import GREY, fit, seeded
 
 LABEL, IGNORED, AREA, COLUMNS = 4, 5, 6, 7
 EMPTY = -1.0
-# In pixels of the changed image: less than this of a box is no object.
+# In pixels of the file: less than this of a box is no object.
 SMALLEST = 2.0
+# By how much colours change (SSD, section 3.6).
+COLOURS = {"brightness": 0.125, "contrast": 0.5, "saturation": 0.5, "hue": 0.05}
 
 
 @dataclass(frozen=True)
@@ -119,18 +121,21 @@ class _Photos(Photos):
     def __getitem__(self, asked: tuple[int, int]) -> _Example | str:
         epoch, index = asked
         try:
-            image, boxes, rest_M3 = self._read(index)
-            if self.distortion is not None:
-                with seeded(generator_of(self._seed, epoch, index)):
-                    if torch.rand(()) < self.distortion.mosaic:
-                        others = torch.randint(len(self._split), (3,)).tolist()
-                        parts = [(image, boxes, rest_M3), *map(self._read, others)]
-                        image, boxes, rest_M3 = _mosaic(parts)
-                    image, boxes, rest_M3 = _distorted(image, boxes, rest_M3, self.distortion)
+            image_CHW, boxes, rest_M3 = self._read(index)
+            if self.distortion is None:
+                told_MD = torch.cat([_shares(boxes), rest_M3], 1)
+                return fit(image_CHW, self._preprocessing), told_MD, self._split.sizes[index]
+            with seeded(generator_of(self._seed, epoch, index)):
+                if torch.rand(()) < self.distortion.mosaic:
+                    others = torch.randint(len(self._split), (3,)).tolist()
+                    parts = [(image_CHW, boxes, rest_M3), *map(self._read, others)]
+                    image_CHW, boxes, rest_M3 = _mosaic(parts)
+                image_CHW, told_MD = distorted(
+                    image_CHW, boxes, rest_M3, self.distortion, self._preprocessing
+                )
         except BadImageError as error:
             return str(error)
-        pixels_CHW = fit(image.as_subclass(Tensor), self._preprocessing)
-        return pixels_CHW, torch.cat([_shares(boxes), rest_M3], 1), self._split.sizes[index]
+        return image_CHW, told_MD, self._split.sizes[index]
 
     def _read(self, index: int) -> tuple[Tensor, tv_tensors.BoundingBoxes, Tensor]:
         image_CHW = self._split.images.read(index, self._preprocessing.channel_count)
@@ -147,29 +152,81 @@ class _Photos(Photos):
         corners_M4 = torch.tensor([thing.box for thing in things]).view(-1, 4) * scale
         boxes = tv_tensors.BoundingBoxes(corners_M4, format="XYXY", canvas_size=(height, width))
         rest = [(thing.label, thing.ignored, thing.area) for thing in things]
-        return tv_tensors.Image(image_CHW), boxes, torch.tensor(rest).view(-1, 3).float()
+        return image_CHW, boxes, torch.tensor(rest).view(-1, 3).float()
 
 
-def _distorted(
-    image: Tensor, boxes: tv_tensors.BoundingBoxes, rest_M3: Tensor, distortion: BoxDistortion
-) -> tuple[Tensor, tv_tensors.BoundingBoxes, Tensor]:
-    steps: list[torch.nn.Module] = []
-    if distortion.colour and image.shape[0] == 3:
-        steps.append(v2.RandomPhotometricDistort(p=0.5))
-    if distortion.expand > 1:
-        steps.append(v2.RandomZoomOut(fill=GREY, side_range=(1.0, distortion.expand), p=0.5))
-    # It looks for a part with an object in it.
-    if distortion.crop and len(boxes):
-        steps.append(v2.RandomIoUCrop())
-    if distortion.mirror:
-        steps.append(v2.RandomHorizontalFlip(p=0.5))
-    if steps:
-        image, boxes = v2.Compose(steps)(image, boxes)
-    boxes = v2.ClampBoundingBoxes()(boxes)
-    sides_M2 = boxes[:, 2:].as_subclass(Tensor) - boxes[:, :2].as_subclass(Tensor)
-    left_M = (sides_M2 >= SMALLEST).all(1)
-    kept = tv_tensors.wrap(boxes.as_subclass(Tensor)[left_M], like=boxes)
-    return image, kept, rest_M3[left_M]
+def distorted(
+    image_CHW: Tensor,
+    boxes: tv_tensors.BoundingBoxes,
+    rest_M3: Tensor,
+    distortion: BoxDistortion,
+    preprocessing: Preprocessing,
+) -> tuple[Tensor, Tensor]:
+    """The changed image at the input size, and rows (M, columns) of the boxes that are left in it.
+
+    What is to be seen of the image is settled first: pixels that are cut off, and those that scaling takes away, are not worked on.
+    """
+    window_22, inside_M = _window(boxes, distortion)
+    sides = torch.tensor([preprocessing.width, preprocessing.height])
+    seen_22 = window_22.clamp(torch.zeros(2), torch.tensor(image_CHW.shape[:0:-1]))
+    # Seen pixels begin and end on whole pixels of the input.
+    share_22 = (seen_22 - window_22[0]) / (window_22[1] - window_22[0])
+    place_22 = (share_22 * sides).round().long()
+    place_22[0] = place_22[0].minimum(sides - 1)
+    place_22[1] = place_22[1].maximum(place_22[0] + 1)
+
+    (left, top), (right, bottom) = seen_22.long().tolist()
+    (place_left, place_top), (place_right, place_bottom) = place_22.tolist()
+    part_CHW = fit(
+        image_CHW[:, top:bottom, left:right],
+        replace(preprocessing, height=place_bottom - place_top, width=place_right - place_left),
+    )
+    if distortion.colour and image_CHW.shape[0] == 3:
+        # Pillow turns hues twice as fast.
+        steps = [v2.ToPILImage(), v2.ColorJitter(**COLOURS), v2.PILToTensor()]
+        part_CHW = v2.RandomApply(steps, p=0.5)(part_CHW)
+    whole_CHW = torch.full(
+        (image_CHW.shape[0], preprocessing.height, preprocessing.width), GREY, dtype=torch.uint8
+    )
+    whole_CHW[:, place_top:place_bottom, place_left:place_right] = part_CHW
+
+    corners_M22 = boxes.as_subclass(Tensor).view(-1, 2, 2).clamp(*seen_22)
+    left_M = inside_M & (corners_M22[:, 1] - corners_M22[:, 0] >= SMALLEST).all(1)
+    within_M22 = (corners_M22[left_M] - seen_22[0]) / (seen_22[1] - seen_22[0])
+    shares_M22 = (place_22[0] + within_M22 * (place_22[1] - place_22[0])) / sides
+    if distortion.mirror and torch.rand(()) < 0.5:
+        whole_CHW = whole_CHW.flip(-1)
+        shares_M22[..., 0] = 1 - shares_M22[..., 0].flip(1)
+    return whole_CHW, torch.cat([shares_M22.view(-1, 4), rest_M3[left_M]], 1)
+
+
+def _window(boxes: tv_tensors.BoundingBoxes, distortion: BoxDistortion) -> tuple[Tensor, Tensor]:
+    """What is to be seen: its left top and right bottom corner in pixels of the image, perhaps outside of it; and which boxes are in it."""
+    left = top = 0
+    inside_M = torch.ones(len(boxes), dtype=torch.bool)
+    if distortion.expand > 1 and torch.rand(()) < 0.5:
+        zoom = v2.RandomZoomOut(side_range=(1.0, distortion.expand))
+        padding = zoom.make_params([boxes])["padding"]
+        boxes = v2.functional.pad(boxes, padding)
+        left, top = -padding[0], -padding[1]
+    height, width = boxes.canvas_size
+    # It looks for a part with an object in it, and may leave the image whole.
+    if distortion.crop and len(boxes) and (part := _crop_of(boxes).make_params([boxes])):
+        left, top = left + part["left"], top + part["top"]
+        height, width, inside_M = part["height"], part["width"], part["is_within_crop_area"]
+    return torch.tensor([[left, top], [left + width, top + height]]).float(), inside_M
+
+
+def _crop_of(boxes: tv_tensors.BoundingBoxes) -> v2.RandomIoUCrop:
+    """SSD's crop, without the overlaps that no part of this image has with a box: it would look for each in 40 parts, in vain."""
+    crop = v2.RandomIoUCrop()
+    height, width = boxes.canvas_size
+    smallest = crop.min_scale * torch.tensor([width, height])
+    corners_M4 = boxes.as_subclass(Tensor)
+    shares_M2 = (corners_M4[:, 2:] - corners_M4[:, :2]) / smallest
+    most = float(shares_M2.clamp(max=1).prod(1).max())
+    crop.options = [overlap for overlap in crop.options if overlap <= most or overlap >= 1]
+    return crop
 
 
 def _mosaic(
@@ -180,15 +237,15 @@ def _mosaic(
     resize = v2.Resize([height // 2, width // 2], antialias=True)
     whole_CHW = torch.zeros(parts[0][0].shape[0], height, width, dtype=torch.uint8)
     corners = []
-    for number, (image, boxes, _) in enumerate(parts):
-        small, moved = resize(image, boxes)
+    for number, (image_CHW, boxes, _) in enumerate(parts):
+        small, moved = resize(tv_tensors.Image(image_CHW), boxes)
         top, left = number // 2 * (height // 2), number % 2 * (width // 2)
         whole_CHW[:, top : top + height // 2, left : left + width // 2] = small
         corners.append(moved.as_subclass(Tensor) + torch.tensor([left, top]).repeat(2))
     together = tv_tensors.BoundingBoxes(
         torch.cat(corners), format="XYXY", canvas_size=(height, width)
     )
-    return tv_tensors.Image(whole_CHW), together, torch.cat([rest_M3 for *_, rest_M3 in parts])
+    return whole_CHW, together, torch.cat([rest_M3 for *_, rest_M3 in parts])
 
 
 def _shares(boxes: tv_tensors.BoundingBoxes) -> Tensor:

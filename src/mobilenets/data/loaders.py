@@ -285,6 +285,8 @@ class DiskLoader(ABC):
         self._order = order
         self._workers = _default_workers() if workers is None else workers
         self._device = torch.device("cpu")
+        self._asked: list[list[tuple[int, int]]] = []
+        self._reader: DataLoader[Any] | None = None
 
     @property
     def images(self) -> int:
@@ -296,30 +298,37 @@ class DiskLoader(ABC):
     def batches(self, epoch: int = 0, start: int = 0, shard: Shard = WHOLE) -> Iterator[Batch]:
         whole = self._order.rows(epoch)[start:]
         rows = [shard.of(batch) for batch in whole]
-        asked = [[(epoch, int(row)) for row in batch] for batch in rows]
-        loader: DataLoader[Any] = DataLoader(
-            self._photos,
-            batch_sampler=asked,
-            num_workers=min(self._workers, len(asked)),
-            collate_fn=self._stack,
-            prefetch_factor=2 if self._workers and asked else None,
-            pin_memory=self._device.type == "cuda",
-            # It draws a seed for its workers: not from the generator that dropout draws from.
-            generator=torch.Generator(),
-        )
-        for position, (read, rows_N) in enumerate(zip(loader, rows, strict=True), start):
+        self._asked[:] = [[(epoch, int(row)) for row in batch] for batch in rows]
+        if self._reader is None:
+            self._reader = self._start_reader()
+        for position, (read, rows_N) in enumerate(zip(self._reader, rows, strict=True), start):
             if isinstance(read, str):
                 raise BadImageError(read)
             batch = self._batch(read, rows_N, (self._order.seed, epoch, position))
             yield replace(batch, whole=len(whole[position - start]))
 
+    def _start_reader(self) -> DataLoader[Any]:
+        workers = min(self._workers, len(self._asked))
+        return DataLoader(
+            self._photos,
+            batch_sampler=self._asked,
+            num_workers=workers,
+            collate_fn=self._stack,
+            prefetch_factor=2 if workers else None,
+            # Processes that begin anew in each epoch make training copy its memory each time, page by page.
+            persistent_workers=workers > 0,
+            pin_memory=self._device.type == "cuda",
+            # It draws a seed for its workers: not from the generator that dropout draws from.
+            generator=torch.Generator(),
+        )
+
     def still(self) -> Self:
         other = copy.copy(self)
-        other._photos = self._photos.still()
+        other._photos, other._asked, other._reader = self._photos.still(), [], None
         return other
 
     def to(self, device: torch.device) -> None:
-        self._device = device
+        self._device, self._reader = device, None
 
     def _network_input(self, pixels_NCHW: Tensor) -> Tensor:
         return normalise(pixels_NCHW.to(self._device, non_blocking=True), self._preprocessing)

@@ -181,9 +181,13 @@ def mix(
 def seeded(generator: torch.Generator) -> Iterator[None]:
     """Let torch's global generator, which torchvision draws from, follow one of our own for a while."""
     seed = int(torch.randint(2**62, (), generator=generator))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    before = torch.get_rng_state()
+    # Not `torch.manual_seed`, which notes the whole stack for each kind of accelerator.
+    torch.default_generator.manual_seed(seed)
+    try:
         yield
+    finally:
+        torch.set_rng_state(before)
 
 
 def to_picture(input_CHW: Tensor, preprocessing: Preprocessing) -> Image.Image:
