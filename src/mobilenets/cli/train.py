@@ -69,6 +69,12 @@ def train(
     activation: Annotated[
         str | None, typer.Option(help="Of --weights, where the file can't tell.")
     ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            help="To learn from: a run, an ONNX file, timm/NAME, torchvision/NAME (--set distillation.… says how)."
+        ),
+    ] = None,
     resume: Annotated[Path | None, typer.Option(help="A run to go on with.")] = None,
     save_every: Annotated[
         float, typer.Option(min=0, help="Seconds between two saves within an epoch.")
@@ -93,6 +99,7 @@ def train(
             "--folds": folds,
             "--weights": weights,
             "--activation": activation,
+            "--teacher": teacher,
             "--overwrite": overwrite,
         }
         # A seed of 0 is one.
@@ -136,6 +143,7 @@ def train(
                 changes={**_overrides(changes or []), **own_seed, **length},
                 weights=weights,
                 activation=activation,
+                teacher=teacher,
                 overwrite=overwrite,
                 on_bad_image=skip_or_stop,
             )

@@ -51,12 +51,16 @@ class Batch:
     Args:
         whole: images of the batch in all processes together, of which these are a part.
         sizes_N2: height and width of the files' images, where a task asks for them.
+        rows_N: which images of the loader's split these are.
+        taught_N: what a teacher says of the images, (N, K) or (N, A, K), where there is one.
     """
 
     images_NCHW: Tensor
     targets_N: Tensor
     whole: int
     sizes_N2: Tensor | None = None
+    rows_N: Tensor | None = None
+    taught_N: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.targets_N)
@@ -65,7 +69,8 @@ class Batch:
         """The batch on a device, channels last."""
         images = self.images_NCHW.to(device, non_blocking=True, memory_format=torch.channels_last)
         targets = self.targets_N.to(device, non_blocking=True)
-        return replace(self, images_NCHW=images, targets_N=targets)
+        taught = None if self.taught_N is None else self.taught_N.to(device, non_blocking=True)
+        return replace(self, images_NCHW=images, targets_N=targets, taught_N=taught)
 
     def resized(self, size: Sequence[int]) -> Batch:
         """The batch at another height and width, antialiased.
@@ -89,10 +94,14 @@ class Batch:
         if count == 1:
             yield self
             return
-        for images, targets in zip(
-            self.images_NCHW.tensor_split(count), self.targets_N.tensor_split(count), strict=True
+        taught = (None,) * count if self.taught_N is None else self.taught_N.tensor_split(count)
+        for images, targets, told in zip(
+            self.images_NCHW.tensor_split(count),
+            self.targets_N.tensor_split(count),
+            taught,
+            strict=True,
         ):
-            yield Batch(images, targets, self.whole)
+            yield Batch(images, targets, self.whole, taught_N=told)
 
 
 @dataclass(frozen=True)
@@ -139,6 +148,9 @@ class Loader(Protocol):
     def still(self) -> Loader:
         """The same images in the same order, as evaluation sees them."""
 
+    def in_order(self) -> Loader:
+        """All images of the split, one after the other, as evaluation sees them."""
+
     def to(self, device: torch.device) -> None:
         """Make batches on a device from now on, the same ones."""
 
@@ -168,6 +180,10 @@ class Order:
 
     def __len__(self) -> int:
         return -(-self.used // self.batch_size)
+
+    def straight(self) -> Order:
+        """All of them, from the first to the last."""
+        return replace(self, shuffled=False)
 
 
 class MemoryLoader:
@@ -213,7 +229,7 @@ class MemoryLoader:
             distortion, targets_N = self._distortion, self._targets_N[rows_N]
             if distortion is None:
                 images_NCHW = self._network_input(self._pixels_NHWC[shard.of(rows_N)])
-                yield Batch(images_NCHW, shard.of(targets_N), len(rows_N))
+                yield Batch(images_NCHW, shard.of(targets_N), len(rows_N), rows_N=shard.of(rows_N))
                 continue
             # Drawn for the whole batch, so that any number of processes sees the same images.
             random = generator_of(self._order.seed, epoch, position)
@@ -221,17 +237,22 @@ class MemoryLoader:
             if distortion.alternate:
                 mirrored_N = self._mirrored_first_N[rows_N] ^ (epoch % 2 == 1)
             pixels_NHWC = distort_batch(self._pixels_NHWC, rows_N, distortion, random, mirrored_N)
-            if not (distortion.mixup or distortion.cutmix):
+            if distortion.mixup or distortion.cutmix:
+                images_NCHW = self._network_input(pixels_NHWC)
+                images_NCHW, targets_N = mix(images_NCHW, targets_N, distortion, random)
+                images_NCHW = shard.of(images_NCHW)
+            else:
                 images_NCHW = self._network_input(shard.of(pixels_NHWC))
-                yield Batch(images_NCHW, shard.of(targets_N), len(rows_N))
-                continue
-            images_NCHW = self._network_input(pixels_NHWC)
-            images_NCHW, targets_N = mix(images_NCHW, targets_N, distortion, random)
-            yield Batch(shard.of(images_NCHW), shard.of(targets_N), len(rows_N))
+            yield Batch(images_NCHW, shard.of(targets_N), len(rows_N), rows_N=shard.of(rows_N))
 
     def still(self) -> MemoryLoader:
         other = copy.copy(self)
         other._distortion = self._distortion and STILL
+        return other
+
+    def in_order(self) -> MemoryLoader:
+        other = copy.copy(self)
+        other._distortion, other._order = None, self._order.straight()
         return other
 
     def to(self, device: torch.device) -> None:
@@ -265,8 +286,12 @@ class Photos(Dataset[Any], ABC):
 
     def still(self) -> Self:
         """The same without changes."""
+        return self.changed_by(self.distortion and self._still)
+
+    def changed_by(self, distortion: Any) -> Self:
+        """The same with other changes."""
         other = copy.copy(self)
-        other.distortion = self.distortion and self._still
+        other.distortion = distortion
         return other
 
 
@@ -305,7 +330,7 @@ class DiskLoader(ABC):
             if isinstance(read, str):
                 raise BadImageError(read)
             batch = self._batch(read, rows_N, (self._order.seed, epoch, position))
-            yield replace(batch, whole=len(whole[position - start]))
+            yield replace(batch, whole=len(whole[position - start]), rows_N=rows_N)
 
     def _start_reader(self) -> DataLoader[Any]:
         workers = min(self._workers, len(self._asked))
@@ -323,8 +348,14 @@ class DiskLoader(ABC):
         )
 
     def still(self) -> Self:
+        return self._reading(self._photos.still(), self._order)
+
+    def in_order(self) -> Self:
+        return self._reading(self._photos.changed_by(None), self._order.straight())
+
+    def _reading(self, photos: Photos, order: Order) -> Self:
         other = copy.copy(self)
-        other._photos, other._asked, other._reader = self._photos.still(), [], None
+        other._photos, other._order, other._asked, other._reader = photos, order, [], None
         return other
 
     def to(self, device: torch.device) -> None:

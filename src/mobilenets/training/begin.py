@@ -13,11 +13,13 @@ from torch import Tensor
 from mobilenets.architecture.detector import DetectorSpec, Spec, parse_spec
 from mobilenets.architecture.preprocessing import Preprocessing
 from mobilenets.architecture.spec import MobileNetSpec
+from mobilenets.training.distillation import Distilled
 from mobilenets.training.processes import Processes
 from mobilenets.training.recipe import Recipe, find_recipe
 from mobilenets.training.run import Run, check_free
 from mobilenets.training.session import check_recipe
 from mobilenets.training.task import Task, TrainingData
+from mobilenets.training.teachers import find_teacher
 from mobilenets.weights.files import parse_said
 from mobilenets.weights.imported import ImportedWeights
 from mobilenets.weights.load import load_weights
@@ -36,6 +38,7 @@ class Wanted:
         changes: overrides of the recipe, such as `{"optimizer.lr": 0.05}`.
         weights: to start from, as `load_weights` takes them.
         activation: of the weights, where their file can't tell.
+        teacher: to learn from, as `find_teacher` takes it.
     """
 
     data: str
@@ -45,6 +48,7 @@ class Wanted:
     changes: Mapping[str, object] = field(default_factory=dict)
     weights: str | None = None
     activation: str | None = None
+    teacher: str | None = None
     overwrite: bool = False
     on_bad_image: Literal["stop", "skip"] = "stop"
 
@@ -81,7 +85,10 @@ def begin(kind: type[Task], wanted: Wanted, processes: Processes, device: torch.
         raise ValueError("epochs is 0: without --weights there is nothing that a classifier fits")
     preprocessing = None if start is None else _resized(start.preprocessing, spec)
     task = kind.from_data(wanted.data, spec, recipe, preprocessing)
-    data = task.build_data(recipe, on_bad_image=wanted.on_bad_image)
+    if wanted.teacher is not None and recipe.distillation is None:
+        recipe = recipe.override({"distillation": {}})
+    taught = _taught(task, spec, recipe, wanted.teacher)
+    data = taught.build_data(recipe, on_bad_image=wanted.on_bad_image)
     # All that can go wrong comes before an old run is replaced, which may be the one to start from.
     check_recipe(task, spec, recipe, device)
     weights = None if start is None else _state(start, task, str(wanted.weights))
@@ -97,6 +104,18 @@ def begin(kind: type[Task], wanted: Wanted, processes: Processes, device: torch.
         write=processes.first,
     )
     return Job(run, recipe, data, weights)
+
+
+def _taught(task: Task, spec: Spec, recipe: Recipe, teacher: str | None) -> Task | Distilled:
+    """The task, with its teacher where there is one."""
+    if teacher is None:
+        if recipe.distillation is not None:
+            raise ValueError("recipe: distillation needs a teacher: give --teacher")
+        return task
+    assert recipe.distillation is not None
+    taught = Distilled(task, find_teacher(teacher, task, recipe.distillation), recipe.distillation)
+    taught.check(spec)
+    return taught
 
 
 def go_on(
@@ -124,7 +143,8 @@ def go_on(
         task = type(run.task).from_data(where, run.spec, recipe, run.preprocessing)
     except ValueError as error:
         raise ValueError(f"{error}{hint if data is None else ''}") from None
-    found = task.build_data(recipe, on_bad_image=record["on_bad_image"])
+    taught = _taught(task, run.spec, recipe, record.get("teacher"))
+    found = taught.build_data(recipe, on_bad_image=record["on_bad_image"])
     same = ("fingerprint", "train_fingerprint", "held_out_fingerprint", "train_images")
     if any(found.record.get(key) != record.get(key) for key in same):
         raise ValueError(f"{where} is not the data that {folder} was trained on{hint}")
@@ -145,6 +165,7 @@ def is_begun(kind: type[Task], wanted: Wanted) -> bool:
     model = str(run.spec) if wanted.weights else kind.default_model
     return (
         run.config.get("start") == wanted.weights
+        and run.config["data"].get("teacher") == wanted.teacher
         and str(run.spec) == str(parse_spec(wanted.model or model))
         and wanted.activation in (None, run.spec.activation)
         and run.recipe == _recipe(kind, wanted, run.spec)

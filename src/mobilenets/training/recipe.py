@@ -123,6 +123,25 @@ class FineTuningChoice(_Choices):
     norm: Literal["kept", "batch"] = "kept"
 
 
+class DistillationChoice(_Choices):
+    """How a model learns from a teacher (`--teacher`), beside the labels or instead of them.
+
+    `soft` compares probabilities at a temperature (Hinton et al., arXiv 1503.02531), `squared` takes the squared difference
+    of the outputs; None leaves it to the task, as it does the temperature (4 of classes, 1 of boxes). A teacher that looks at `same` images sees the crop and
+    the colours that the model sees, at its own size; one that looks at `whole` images sees each
+    once and undistorted, is asked no more, and its answers are kept for the next training.
+    """
+
+    weight: float = Field(default=0.9, gt=0, le=1, description="of the teacher; 1 needs no labels")
+    loss: Literal["soft", "squared"] | None = None
+    temperature: float | None = Field(default=None, gt=0, description="of soft")
+    sees: Literal["same", "whole"] = "same"
+    mean: tuple[float, ...] | None = Field(
+        default=None, description="of the teacher's input, where its file can't tell"
+    )
+    std: tuple[float, ...] | None = Field(default=None, description="beside mean")
+
+
 class EarlyStopping(_Choices):
     """End when a validation figure has not improved for `patience` epochs."""
 
@@ -150,6 +169,7 @@ class Recipe(_Choices):
     augmentation: AugmentationChoice = AugmentationChoice()
     growth: GrowthChoice | None = None
     fine_tuning: FineTuningChoice | None = None
+    distillation: DistillationChoice | None = None
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     class_weights: bool = Field(default=False, description="weigh rare classes up")
     outputs: int | None = Field(default=None, ge=1, description="logits; as many as classes")

@@ -55,6 +55,7 @@ class Session:
         self.run, self.data, self.recipe = run, data, recipe
         self.device, self.processes = device, processes
         self.standing = Standing()
+        self._loss = data.loss or run.task.loss
         check_recipe(run.task, run.spec, recipe, device)
         torch.manual_seed(recipe.seed)
         model = run.task.build_model(run.spec, recipe)
@@ -120,7 +121,7 @@ class Session:
                 _PRECISIONS[recipe.precision],
                 enabled=recipe.precision != "fp32",
             ):
-                losses = self.run.task.loss(self._stepped, piece, recipe)
+                losses = self._loss(self._stepped, piece, recipe)
             stages.lap("forward")
             # The mean over all images of all processes, each of which gives its mean over its own.
             share = len(piece) * self.processes.count / batch.whole

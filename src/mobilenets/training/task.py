@@ -19,7 +19,7 @@ from mobilenets.data.doctor import Report
 from mobilenets.data.loaders import Batch, Loader, OnBadImage
 from mobilenets.data.parts import Part
 from mobilenets.training.agreement import Agreement
-from mobilenets.training.recipe import Recipe
+from mobilenets.training.recipe import DistillationChoice, Recipe
 
 LOWER_IS_BETTER = frozenset({"loss", "calibration_error"})
 
@@ -60,13 +60,15 @@ class Metrics(Protocol):
 class TrainingData:
     """The two loaders of a training run, and what to tell about them.
 
-    `record` goes into the run's `config.json`, so that the data can be found and known again.
+    `record` goes into the run's `config.json`, so that the data can be found and known again. `loss` is minimised where it is
+    not the task's own.
     """
 
     train: Loader
     val: Loader
     record: Mapping[str, Any]
     warnings: Sequence[str] = field(default=())
+    loss: Callable[[nn.Module, Batch, Recipe], dict[str, Tensor]] | None = None
 
 
 def make_loaders(
@@ -237,6 +239,19 @@ class Task(ABC):
 
         The batch may be empty in one of several processes.
         """
+
+    def imitate(self, outputs: Tensor, taught: Tensor, choice: DistillationChoice) -> Tensor:
+        """How far outputs are from a teacher's, as a mean over the images.
+
+        Raises:
+            ValueError: these are no outputs to imitate.
+        """
+        del outputs, taught, choice
+        raise ValueError(f"{self.name} learns from no teacher")
+
+    @abstractmethod
+    def sized(self, height: int, width: int) -> Self:
+        """The same task on images of another size."""
 
     @abstractmethod
     def metrics(self) -> Metrics:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -36,11 +38,14 @@ from mobilenets.tasks.classification.prediction import ClassPrediction, Guess
 from mobilenets.tasks.classification.probe import fit_classifier
 from mobilenets.tasks.classification.recipes import CIFAR, DIGITS, FINETUNE, MODERN, RECIPES
 from mobilenets.training.agreement import Parity, compare
-from mobilenets.training.recipe import Recipe
+from mobilenets.training.imitation import soft, squared
+from mobilenets.training.recipe import DistillationChoice, Recipe
 from mobilenets.training.task import Prediction, Task, TrainingData, make_loaders
 
 TOP = 5
 EVALUATION_BATCH = 64
+# Of what a teacher says.
+TEMPERATURE = 4.0
 
 
 # Augmentation of images with boxes alone.
@@ -283,6 +288,16 @@ class Classification(Task):
         right_N = (logits_NK.detach().argmax(1) == classes_N).float()
         count = max(1, len(batch))
         return {"loss": losses_N.sum() / count, "top1": right_N.sum() / count}
+
+    def imitate(self, outputs: Tensor, taught: Tensor, choice: DistillationChoice) -> Tensor:
+        if choice.loss == "squared":
+            return squared(outputs, taught)
+        return soft(outputs, taught, choice.temperature or TEMPERATURE)
+
+    def sized(self, height: int, width: int) -> Self:
+        other = copy.copy(self)
+        other._preprocessing = replace(self._preprocessing, height=height, width=width)
+        return other
 
     def metrics(self) -> ClassificationMetrics:
         return ClassificationMetrics(self._labels, self.outputs)

@@ -12,7 +12,7 @@ from torchvision.models.detection._utils import SSDMatcher
 from torchvision.ops import box_area, box_iou, sigmoid_focal_loss
 
 from mobilenets.data.box_loader import IGNORED, LABEL
-from mobilenets.tasks.detection.boxes import CODER, Scores
+from mobilenets.tasks.detection.boxes import CODER, Scores, shares_of
 
 # A box of the detector is taught the object that it overlaps by this much, or by the most of all.
 OVERLAP = 0.5
@@ -87,6 +87,36 @@ def detection_loss(
         class_loss = each_NA[held_NA].sum() + _hardest(each_NA, held_NA, taught_NA).sum()
     box_loss, class_loss = box_loss / count, class_loss / count
     return {"loss": box_loss + class_loss, "box_loss": box_loss, "class_loss": class_loss}
+
+
+def imitation_loss(
+    outputs_NAD: Tensor, taught_NAD: Tensor, scores: Scores, temperature: float
+) -> Tensor:
+    """How far a detector is from a teacher with the same boxes, for one box that the teacher sees something in.
+
+    The divergence of all scores from the teacher's, and how far boxes move from where it moves them, weighed by how sure it is
+    that something is there.
+
+    Args:
+        outputs_NAD, taught_NAD: of both networks, (N, A, 4 + 1 + K).
+    """
+    moves_NA4, logits_NAK = outputs_NAD[..., :4].float(), outputs_NAD[..., 4:].float()
+    wanted_NA4, taught_NAK = taught_NAD[..., :4].float(), taught_NAD[..., 4:].float()
+    sure_NA = shares_of(taught_NAK, scores)[..., 1:].amax(-1)
+    ours_NAK, theirs_NAK = logits_NAK / temperature, taught_NAK / temperature
+    if scores == "softmax":
+        log_NAK = F.log_softmax(theirs_NAK, -1)
+        divergence = (log_NAK.exp() * (log_NAK - F.log_softmax(ours_NAK, -1))).sum()
+    else:
+        share_NAK = theirs_NAK.sigmoid()
+        ours, theirs = (
+            F.binary_cross_entropy_with_logits(one, share_NAK, reduction="sum")
+            for one in (ours_NAK, theirs_NAK)
+        )
+        divergence = ours - theirs
+    moved_NA = F.smooth_l1_loss(moves_NA4, wanted_NA4, reduction="none").sum(-1)
+    whole = divergence * temperature**2 + (moved_NA * sure_NA).sum()
+    return whole / sure_NA.sum().clamp(min=1)
 
 
 def _class_losses(logits_NAK: Tensor, classes_NA: Tensor, scores: Scores, *, focal: bool) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -36,12 +37,12 @@ from mobilenets.tasks.detection.file import (
     PlacedBoxes,
     compare_objects,
 )
-from mobilenets.tasks.detection.loss import detection_loss
+from mobilenets.tasks.detection.loss import detection_loss, imitation_loss
 from mobilenets.tasks.detection.metrics import FIGURES, DetectionMetrics
 from mobilenets.tasks.detection.prediction import BoxPrediction, Found, join_parts
 from mobilenets.tasks.detection.recipes import FRCNN_FINETUNE, RECIPES, SSD_FINETUNE
 from mobilenets.tasks.detection.ssd import PyramidSsd, Ssd
-from mobilenets.training.recipe import Recipe
+from mobilenets.training.recipe import DistillationChoice, Recipe
 from mobilenets.training.task import Form, Prediction, Task, TrainingData, make_loaders
 
 _NETWORKS: dict[str, Callable[[DetectorSpec, int], nn.Module]] = {
@@ -276,6 +277,18 @@ class Detection(Task):
             losses: dict[str, Tensor] = model(batch.images_NCHW, batch.targets_N)
             return {"loss": torch.stack(list(losses.values())).sum(), **losses}
         return self._losses(model(batch.images_NCHW), batch.targets_N)
+
+    def imitate(self, outputs: Tensor, taught: Tensor, choice: DistillationChoice) -> Tensor:
+        if self._spec.framework == "frcnn":
+            raise ValueError(f"{self._spec} learns from no teacher: an SSD does")
+        if choice.loss == "squared":
+            raise ValueError("recipe: distillation.loss of a detector is soft")
+        return imitation_loss(outputs, taught, self._scores, choice.temperature or 1.0)
+
+    def sized(self, height: int, width: int) -> Self:
+        other = copy.copy(self)
+        other._preprocessing = replace(self._preprocessing, height=height, width=width)
+        return other
 
     def metrics(self) -> DetectionMetrics:
         return DetectionMetrics(self._labels, self._find, self._lose)

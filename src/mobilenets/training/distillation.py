@@ -1,0 +1,265 @@
+"""`Distilled`: a task whose model learns from a teacher, beside the labels or instead of them.
+
+Teacher and student see the same images, each at its own size and normalised in its own way.
+
+Shapes: N images, C channels, H height, W width, K outputs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mobilenets.architecture.detector import Spec
+from mobilenets.architecture.preprocessing import Preprocessing
+from mobilenets.data.loaders import WHOLE, Batch, Loader, OnBadImage, Shard
+from mobilenets.data.progress import progress, say
+from mobilenets.training.checkpoint import write_weights
+from mobilenets.training.recipe import DistillationChoice, Recipe
+from mobilenets.training.task import Task, TrainingData
+from mobilenets.training.teachers import Teacher
+from mobilenets.weights.state import read_safetensors
+
+# Kept answers are used again if those of the first images come out so near.
+NEAR = 1e-3
+
+
+class Distilled:
+    """A task and its teacher: the data and the loss that training takes in place of the task's own.
+
+    Raises:
+        ValueError: the teacher knows other classes, or takes other channels.
+    """
+
+    def __init__(self, task: Task, teacher: Teacher, choice: DistillationChoice) -> None:
+        self._task, self._teacher, self._choice = task, teacher, choice
+        self._columns = _columns(task, teacher)
+        ours, theirs = task.preprocessing.channel_count, teacher.preprocessing.channel_count
+        if ours != theirs and (ours, theirs) != (1, 3):
+            raise ValueError(
+                f"{teacher.name} looks at {theirs} channels, and the images have {ours}"
+            )
+
+    def check(self, spec: Spec) -> None:
+        """Make sure that a model can give what the teacher gives.
+
+        Raises:
+            ValueError: their outputs differ in kind.
+        """
+        ours, theirs = self._task.preprocessing, self._teacher.preprocessing
+        with torch.inference_mode():
+            network = self._task.build_model(spec).eval()
+            outputs = network(torch.zeros(2, ours.channel_count, ours.height, ours.width))
+            taught = self._understood(
+                self._teacher.answer(
+                    torch.zeros(2, theirs.channel_count, theirs.height, theirs.width)
+                )
+            )
+        if self._columns is not None and taught.dim() > 2:
+            raise ValueError(f"{self._teacher.name} has its classes in another order")
+        if outputs.shape != taught.shape:
+            told, wanted = (" x ".join(map(str, one.shape[1:])) for one in (taught, outputs))
+            raise ValueError(
+                f"{self._teacher.name} gives {told} values an image, and {spec} learns {wanted}"
+            )
+        self._task.imitate(outputs, taught, self._choice)
+
+    def build_data(self, recipe: Recipe, *, on_bad_image: OnBadImage) -> TrainingData:
+        """As the task does, with the teacher's answers in each batch of training."""
+        ours, theirs = self._task.preprocessing, self._teacher.preprocessing
+        height, width = max(ours.height, theirs.height), max(ours.width, theirs.width)
+        data = self._task.build_data(recipe, on_bad_image=on_bad_image)
+        seen = ours
+        train = data.train
+        if (height, width) != (ours.height, ours.width):
+            # The teacher sees more than the student can.
+            larger = self._task.sized(height, width)
+            seen, train = (
+                larger.preprocessing,
+                larger.build_data(recipe, on_bad_image=on_bad_image).train,
+            )
+        kept = None
+        if self._choice.sees == "whole":
+            asked = [
+                self._teacher.fingerprint,
+                theirs.to_dict(),
+                seen.to_dict(),
+                {**data.record},
+                recipe.fraction,
+                recipe.seed,
+            ]
+            key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:24]
+            kept = answers_folder() / f"{key}.safetensors"
+        taught = TaughtLoader(data.train, train, self._teacher, seen, ours, self._columns, kept)
+        record = {**data.record, "teacher": self._teacher.name}
+        return TrainingData(taught, data.val, record, data.warnings, self.loss)
+
+    def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> dict[str, Tensor]:
+        """The task's losses, `labels` and `teacher` apart, and both as the recipe weighs them."""
+        assert batch.taught_N is not None
+        heard = _Heard(model)
+        losses = self._task.loss(heard, batch, recipe)
+        assert heard.outputs is not None
+        imitated = self._task.imitate(heard.outputs, batch.taught_N, self._choice)
+        weight, labels = self._choice.weight, losses["loss"]
+        # A loss that counts for nothing gives no gradient, be it infinite.
+        whole = imitated if weight == 1 else weight * imitated + (1 - weight) * labels
+        return {**losses, "loss": whole, "labels": labels.detach(), "teacher": imitated.detach()}
+
+    def _understood(self, answers: Tensor) -> Tensor:
+        return answers if self._columns is None else answers[:, self._columns]
+
+
+class TaughtLoader:
+    """Batches with what a teacher says of them.
+
+    Args:
+        own: the student's loader.
+        loader: the same at the larger of both sizes.
+        seen: how they are made.
+        wanted: how the student's images are made.
+        columns: of the teacher's outputs, in the order of the student's classes; None takes all as they are.
+        kept: where answers about whole images lie, or will; None asks about each batch as it comes.
+    """
+
+    def __init__(
+        self,
+        own: Loader,
+        loader: Loader,
+        teacher: Teacher,
+        seen: Preprocessing,
+        wanted: Preprocessing,
+        columns: Tensor | None,
+        kept: Path | None,
+    ) -> None:
+        self._own, self._loader, self._teacher = own, loader, teacher
+        self._seen, self._wanted = seen, wanted
+        self._columns = columns
+        self._kept = kept
+        self._answers: Tensor | None = None
+
+    @property
+    def images(self) -> int:
+        return self._own.images
+
+    def __len__(self) -> int:
+        return len(self._own)
+
+    def batches(self, epoch: int = 0, start: int = 0, shard: Shard = WHOLE) -> Iterator[Batch]:
+        if self._kept is not None and self._answers is None:
+            self._answers = self._answers_of_all(self._kept)
+        for batch in self._loader.batches(epoch, start, shard):
+            if self._answers is None:
+                answers = self._ask(batch)
+            else:
+                assert batch.rows_N is not None
+                answers = self._answers[batch.rows_N]
+            if self._columns is not None:
+                answers = answers[:, self._columns]
+            yield replace(
+                batch.resized((self._wanted.height, self._wanted.width)),
+                taught_N=answers.to(batch.images_NCHW.device),
+            )
+
+    def still(self) -> Loader:
+        return self._own.still()
+
+    def in_order(self) -> Loader:
+        return self._own.in_order()
+
+    def to(self, device: torch.device) -> None:
+        self._own.to(device)
+        self._loader.to(device)
+        self._teacher.to(device)
+
+    def _ask(self, batch: Batch) -> Tensor:
+        """The teacher's outputs for images that are made for the student, but for their size."""
+        images_NCHW, theirs = batch.images_NCHW, self._teacher.preprocessing
+        if not len(batch):
+            # One of several processes may have none of a small batch.
+            blank = replace(
+                batch,
+                images_NCHW=images_NCHW.new_zeros(1, *images_NCHW.shape[1:]),
+                targets_N=torch.zeros(1),
+            )
+            return self._ask(blank)[:0]
+        mean_C11, std_C11 = _scale(self._seen, images_NCHW)
+        pixels_NCHW = images_NCHW * std_C11 + mean_C11
+        if self._seen.channels != theirs.channels:
+            # RGB to BGR and back, or grey to three channels.
+            pixels_NCHW = pixels_NCHW.flip(1).expand(-1, theirs.channel_count, -1, -1)
+        mean_C11, std_C11 = _scale(theirs, images_NCHW)
+        inputs_NCHW = (pixels_NCHW - mean_C11) / std_C11
+        size = [theirs.height, theirs.width]
+        if list(inputs_NCHW.shape[-2:]) != size:
+            inputs_NCHW = F.interpolate(inputs_NCHW, size, mode="bilinear", antialias=True)
+        return self._teacher.answer(inputs_NCHW.contiguous(memory_format=torch.channels_last))
+
+    def _answers_of_all(self, path: Path) -> Tensor:
+        """What the teacher says of every image as it is: kept from before, if the first ones agree, or asked now and kept."""
+        loader = self._loader.in_order()
+        if path.is_file():
+            answers = read_safetensors(path)["answers"]
+            first = self._ask(next(iter(loader.batches()))).cpu()
+            if torch.allclose(answers[: len(first)], first, rtol=NEAR, atol=NEAR):
+                return answers
+            say(f"{path} holds other answers than {self._teacher.name} gives now: asking again")
+        found = []
+        with progress(f"asking {self._teacher.name}", loader.images) as advance:
+            for batch in loader.batches():
+                found.append(self._ask(batch).cpu())
+                advance(len(batch))
+        answers = torch.cat(found)
+        write_weights(path, {"answers": answers})
+        return answers
+
+
+def _scale(preprocessing: Preprocessing, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Means and deviations (C, 1, 1)."""
+    mean_C11, std_C11 = (
+        like.new_tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std)
+    )
+    return mean_C11, std_C11
+
+
+def _columns(task: Task, teacher: Teacher) -> Tensor | None:
+    """Where the student's classes stand among the teacher's; None where all stand in the same place, as far as is known."""
+    if not teacher.labels or teacher.labels == task.labels:
+        return None
+    unknown = [label for label in task.labels if label not in teacher.labels]
+    if unknown:
+        raise ValueError(
+            f"{teacher.name} does not know {', '.join(unknown[:5])}"
+            + (f" and {len(unknown) - 5} more classes" if len(unknown) > 5 else "")
+        )
+    return torch.tensor([teacher.labels.index(label) for label in task.labels])
+
+
+class _Heard(nn.Module):
+    """A network whose last outputs are kept."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        # In a tuple it is not a part of this one.
+        self._network = (network,)
+        self.outputs: Tensor | None = None
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        outputs: Tensor = self._network[0](*inputs)
+        self.outputs = outputs
+        return outputs
+
+
+def answers_folder() -> Path:
+    """Where teachers' answers are kept: `XDG_CACHE_HOME/mobilenets/answers`, else below `~/.cache`."""
+    return (
+        Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mobilenets" / "answers"
+    )
