@@ -13,6 +13,7 @@ from mobilenets.architecture.preprocessing import Preprocessing
 from mobilenets.architecture.spec import MobileNetSpec
 from mobilenets.cli.main import run as cli
 from mobilenets.data.images import read_image
+from mobilenets.data.loaders import Batch
 from mobilenets.data.transforms import fit, normalise
 from mobilenets.tasks.classification.task import Classification
 from mobilenets.tasks.detection.loss import imitation_loss
@@ -211,6 +212,40 @@ def test_a_student_learns_from_a_teacher_without_a_label(digits_run, tmp_path, c
     assert json.loads(capsys.readouterr().out)["top1"] > 0.5
 
 
+def test_images_without_labels_are_learnt_from_beside_those_with(photos, tmp_path):
+    teacher = tmp_path / "teacher"
+    begin = ["train", photos, "--model", "0.25-32-s8", "--epochs", 1, "--device", "cpu"]
+    begin += ["--set", "augmentation.cutmix=0", "--set", "augmentation.mixup=0"]
+    assert cli([*map(str, (*begin, "--output", teacher))]) == 0
+    loose = tmp_path / "loose"
+    loose.mkdir()
+    for number, path in enumerate((photos / "val").rglob("*.png")):
+        (loose / f"{number}.png").write_bytes(path.read_bytes())
+    folder = tmp_path / "student"
+    begin += ["--teacher", teacher, "--unlabelled", loose, "--set", "distillation.weight=0.5"]
+    assert cli([*map(str, (*begin, "--output", folder))]) == 0
+    run = Run.load(folder)
+    assert run.config["data"]["unlabelled"] == str(loose)
+    assert run.config["data"]["train_images"] == 18 + 6
+    assert cli(["train", "--resume", str(folder), "--epochs", "2", "--device", "cpu"]) == 0
+    (loose / "0.png").unlink()
+    assert cli(["train", "--resume", str(folder), "--epochs", "3", "--device", "cpu"]) == 2
+
+
+def test_unknown_classes_weigh_nothing_in_the_loss_of_labels():
+    task = Classification(("ash", "elm", "oak"), Preprocessing(8, 8))
+    recipe = Classification.recipes()["modern"]
+    logits = torch.randn(4, 3)
+    images = torch.zeros(4, 3, 8, 8)
+    known, some = torch.tensor([0, 1]), torch.tensor([0, 1, -1, -1])
+    expected = task.loss(lambda _: logits[:2], Batch(images[:2], known, whole=2), recipe)
+    found = task.loss(lambda _: logits, Batch(images, some, whole=4), recipe)
+    assert found["loss"].item() == pytest.approx(expected["loss"].item())
+    assert found["top1"].item() == pytest.approx(expected["top1"].item())
+    nothing = task.loss(lambda _: logits, Batch(images, torch.full((4,), -1), whole=4), recipe)
+    assert nothing["loss"].item() == 0
+
+
 def test_training_with_a_teacher_goes_on_as_if_nothing_had_happened(digits_run, tmp_path):
     for sees in ("same", "whole"):
         more = ["--teacher", digits_run, "--set", f"distillation.sees={sees}"]
@@ -264,6 +299,8 @@ def test_a_detector_learns_from_a_detector(shapes, shapes_run, tmp_path):
     [
         (["--set", "distillation.weight=0.5"], "distillation needs a teacher: give --teacher"),
         (["--teacher", "nothing/here"], "nothing/here"),
+        (["--unlabelled", "nothing/here"], "--unlabelled needs a teacher"),
+        (["--teacher", "DIGITS", "--unlabelled", "nothing/here"], "nothing/here"),
         (["--teacher", "DIGITS", "--set", "distillation.weight=0"], "distillation.weight is 0"),
         (["--teacher", "DIGITS", "--set", "distillation.mean=[0.5]"], "has its own"),
         (["--teacher", "DIGITS", "--set", "outputs=12"], "gives 10 values an image"),

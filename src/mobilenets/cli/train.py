@@ -75,6 +75,10 @@ def train(
             help="To learn from: a run, an ONNX file, timm/NAME, torchvision/NAME (--set distillation.… says how)."
         ),
     ] = None,
+    unlabelled: Annotated[
+        str | None,
+        typer.Option(help="More images, of which the teacher alone says what they are."),
+    ] = None,
     resume: Annotated[Path | None, typer.Option(help="A run to go on with.")] = None,
     save_every: Annotated[
         float, typer.Option(min=0, help="Seconds between two saves within an epoch.")
@@ -100,6 +104,7 @@ def train(
             "--weights": weights,
             "--activation": activation,
             "--teacher": teacher,
+            "--unlabelled": unlabelled,
             "--overwrite": overwrite,
         }
         # A seed of 0 is one.
@@ -144,6 +149,7 @@ def train(
                 weights=weights,
                 activation=activation,
                 teacher=teacher,
+                unlabelled=unlabelled,
                 overwrite=overwrite,
                 on_bad_image=skip_or_stop,
             )

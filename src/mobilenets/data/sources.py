@@ -31,6 +31,8 @@ _SPLIT_NAMES = {
     "test": "test",
 }
 ALL = "all"
+# The class of an image without a label, or with one that a model does not know.
+UNKNOWN = -1
 
 
 class Images(Protocol):
@@ -198,7 +200,7 @@ class JoinedImages:
 
 @dataclass(frozen=True)
 class Split:
-    """Images and their class indices; -1 stands for a class the labels do not have."""
+    """Images and their class indices, or `UNKNOWN`."""
 
     images: Images
     targets: NDArray[np.int64]
@@ -391,7 +393,7 @@ def relabel(source: Source, labels: Sequence[str]) -> Source:
             + f"; it knows {', '.join(labels[:5])}{'…' if len(labels) > 5 else ''}"
         )
     index = {label: position for position, label in enumerate(labels)}
-    mapping = np.array([index.get(label, -1) for label in source.labels], dtype=np.int64)
+    mapping = np.array([index.get(label, UNKNOWN) for label in source.labels], dtype=np.int64)
     splits = {name: Split(s.images, mapping[s.targets]) for name, s in source.splits.items()}
     return Source(source.where, tuple(labels), splits, source.mirror, source.warnings)
 

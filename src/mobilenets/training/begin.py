@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from mobilenets.architecture.detector import DetectorSpec, Spec, parse_spec
 from mobilenets.architecture.preprocessing import Preprocessing
 from mobilenets.architecture.spec import MobileNetSpec
+from mobilenets.data.images import find_images
 from mobilenets.training.distillation import Distilled
 from mobilenets.training.processes import Processes
 from mobilenets.training.recipe import Recipe, find_recipe
@@ -39,6 +40,7 @@ class Wanted:
         weights: to start from, as `load_weights` takes them.
         activation: of the weights, where their file can't tell.
         teacher: to learn from, as `find_teacher` takes it.
+        unlabelled: a folder or pattern of images to learn from it on, besides those of the data.
     """
 
     data: str
@@ -49,6 +51,7 @@ class Wanted:
     weights: str | None = None
     activation: str | None = None
     teacher: str | None = None
+    unlabelled: str | None = None
     overwrite: bool = False
     on_bad_image: Literal["stop", "skip"] = "stop"
 
@@ -87,8 +90,10 @@ def begin(kind: type[Task], wanted: Wanted, processes: Processes, device: torch.
     task = kind.from_data(wanted.data, spec, recipe, preprocessing)
     if wanted.teacher is not None and recipe.distillation is None:
         recipe = recipe.override({"distillation": {}})
-    taught = _taught(task, spec, recipe, wanted.teacher)
+    lesson = {"teacher": wanted.teacher, "unlabelled": wanted.unlabelled}
+    taught = _taught(task, spec, recipe, lesson)
     data = taught.build_data(recipe, on_bad_image=wanted.on_bad_image)
+    data = _noted(data, lesson)
     # All that can go wrong comes before an old run is replaced, which may be the one to start from.
     check_recipe(task, spec, recipe, device)
     weights = None if start is None else _state(start, task, str(wanted.weights))
@@ -106,16 +111,32 @@ def begin(kind: type[Task], wanted: Wanted, processes: Processes, device: torch.
     return Job(run, recipe, data, weights)
 
 
-def _taught(task: Task, spec: Spec, recipe: Recipe, teacher: str | None) -> Task | Distilled:
+def _taught(task: Task, spec: Spec, recipe: Recipe, lesson: Mapping[str, Any]) -> Task | Distilled:
     """The task, with its teacher where there is one."""
+    teacher, unlabelled = lesson.get("teacher"), lesson.get("unlabelled")
     if teacher is None:
+        if unlabelled is not None:
+            raise ValueError(
+                "--unlabelled needs a teacher, who knows what is in the images: give --teacher"
+            )
         if recipe.distillation is not None:
             raise ValueError("recipe: distillation needs a teacher: give --teacher")
         return task
     assert recipe.distillation is not None
-    taught = Distilled(task, find_teacher(teacher, task, recipe.distillation), recipe.distillation)
+    taught = Distilled(
+        task,
+        find_teacher(teacher, task, recipe.distillation),
+        recipe.distillation,
+        [] if unlabelled is None else find_images([unlabelled]),
+    )
     taught.check(spec)
     return taught
+
+
+def _noted(data: TrainingData, lesson: Mapping[str, Any]) -> TrainingData:
+    """The data, and in its record what is learnt from beside it."""
+    told = {key: lesson[key] for key in ("teacher", "unlabelled") if lesson.get(key) is not None}
+    return replace(data, record={**data.record, **told})
 
 
 def go_on(
@@ -143,8 +164,9 @@ def go_on(
         task = type(run.task).from_data(where, run.spec, recipe, run.preprocessing)
     except ValueError as error:
         raise ValueError(f"{error}{hint if data is None else ''}") from None
-    taught = _taught(task, run.spec, recipe, record.get("teacher"))
+    taught = _taught(task, run.spec, recipe, record)
     found = taught.build_data(recipe, on_bad_image=record["on_bad_image"])
+    found = _noted(found, record)
     same = ("fingerprint", "train_fingerprint", "held_out_fingerprint", "train_images")
     if any(found.record.get(key) != record.get(key) for key in same):
         raise ValueError(f"{where} is not the data that {folder} was trained on{hint}")
@@ -166,6 +188,7 @@ def is_begun(kind: type[Task], wanted: Wanted) -> bool:
     return (
         run.config.get("start") == wanted.weights
         and run.config["data"].get("teacher") == wanted.teacher
+        and run.config["data"].get("unlabelled") == wanted.unlabelled
         and str(run.spec) == str(parse_spec(wanted.model or model))
         and wanted.activation in (None, run.spec.activation)
         and run.recipe == _recipe(kind, wanted, run.spec)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,12 +35,22 @@ NEAR = 1e-3
 class Distilled:
     """A task and its teacher: the data and the loss that training takes in place of the task's own.
 
+    Args:
+        unlabelled: more images to train on, of which the teacher alone says what they are.
+
     Raises:
         ValueError: the teacher knows other classes, or takes other channels.
     """
 
-    def __init__(self, task: Task, teacher: Teacher, choice: DistillationChoice) -> None:
+    def __init__(
+        self,
+        task: Task,
+        teacher: Teacher,
+        choice: DistillationChoice,
+        unlabelled: Sequence[Path] = (),
+    ) -> None:
         self._task, self._teacher, self._choice = task, teacher, choice
+        self._unlabelled = tuple(unlabelled)
         self._columns = _columns(task, teacher)
         ours, theirs = task.preprocessing.channel_count, teacher.preprocessing.channel_count
         if ours != theirs and (ours, theirs) != (1, 3):
@@ -76,7 +86,8 @@ class Distilled:
         """As the task does, with the teacher's answers in each batch of training."""
         ours, theirs = self._task.preprocessing, self._teacher.preprocessing
         height, width = max(ours.height, theirs.height), max(ours.width, theirs.width)
-        data = self._task.build_data(recipe, on_bad_image=on_bad_image)
+        more = self._unlabelled
+        data = self._task.build_data(recipe, on_bad_image=on_bad_image, unlabelled=more)
         seen = ours
         train = data.train
         if (height, width) != (ours.height, ours.width):
@@ -84,7 +95,7 @@ class Distilled:
             larger = self._task.sized(height, width)
             seen, train = (
                 larger.preprocessing,
-                larger.build_data(recipe, on_bad_image=on_bad_image).train,
+                larger.build_data(recipe, on_bad_image=on_bad_image, unlabelled=more).train,
             )
         kept = None
         if self._choice.sees == "whole":
@@ -93,14 +104,14 @@ class Distilled:
                 theirs.to_dict(),
                 seen.to_dict(),
                 {**data.record},
+                [str(path) for path in more],
                 recipe.fraction,
                 recipe.seed,
             ]
             key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:24]
             kept = answers_folder() / f"{key}.safetensors"
         taught = TaughtLoader(data.train, train, self._teacher, seen, ours, self._columns, kept)
-        record = {**data.record, "teacher": self._teacher.name}
-        return TrainingData(taught, data.val, record, data.warnings, self.loss)
+        return replace(data, train=taught, loss=self.loss)
 
     def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> dict[str, Tensor]:
         """The task's losses, `labels` and `teacher` apart, and both as the recipe weighs them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
@@ -214,8 +215,14 @@ class Task(ABC):
         """Fit the head to what the body gives for training images, before any step; and how it went."""
 
     @abstractmethod
-    def build_data(self, recipe: Recipe, *, on_bad_image: OnBadImage) -> TrainingData:
-        """Loaders over the data the task was made from; a `test` split is never read."""
+    def build_data(
+        self, recipe: Recipe, *, on_bad_image: OnBadImage, unlabelled: Sequence[Path] = ()
+    ) -> TrainingData:
+        """Loaders over the data the task was made from; a `test` split is never read.
+
+        Args:
+            unlabelled: more images to train on, of which a teacher alone knows what they are.
+        """
 
     @abstractmethod
     def open_for_evaluation(

@@ -15,6 +15,7 @@ from torch import nn
 from mobilenets.architecture.network import MobileNet
 from mobilenets.data.loaders import Loader
 from mobilenets.data.progress import progress
+from mobilenets.data.sources import UNKNOWN
 
 _MOST_IMAGES = 20_000
 _STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
@@ -41,6 +42,7 @@ def fit_classifier(
     Returns `strength`, scikit-learn's C; `rows` that were fitted; the cross-validated `loss`.
     """
     x_NC, y_N = _features(network, train.still(), device, mirror=mirror)
+    x_NC, y_N = x_NC[y_N != UNKNOWN], y_N[y_N != UNKNOWN]
     mean_C, std_C = x_NC.mean(0), x_NC.std(0).clip(1e-6)
     x_NC = (x_NC - mean_C) / std_C
     assert isinstance(network.classifier, nn.Linear)

@@ -23,6 +23,8 @@ from mobilenets.data.loaders import SMALL_SIDE, Batch, Loader, OnBadImage, evenl
 from mobilenets.data.sources import (
     ALL,
     NAMED_SETS,
+    UNKNOWN,
+    FileImages,
     Source,
     Split,
     fold_of,
@@ -182,7 +184,9 @@ class Classification(Task):
         mirror = recipe.augmentation.mirror and self._source.mirror
         return fit_classifier(model, data.train, device, mirror=mirror)
 
-    def build_data(self, recipe: Recipe, *, on_bad_image: OnBadImage) -> TrainingData:
+    def build_data(
+        self, recipe: Recipe, *, on_bad_image: OnBadImage, unlabelled: Sequence[Path] = ()
+    ) -> TrainingData:
         source = self._source
         assert source is not None, "a task read back from a run trains on no data"
         train = _training_part(source)
@@ -199,6 +203,13 @@ class Classification(Task):
             record |= {**division, "held_out_fingerprint": val.fingerprint()}
         if recipe.fraction < 1:
             train, _ = hold_out(train, 1 - recipe.fraction, recipe.seed)
+        if unlabelled:
+            if recipe.augmentation.mixup or recipe.augmentation.cutmix:
+                raise ValueError(
+                    "recipe: augmentation.mixup and cutmix mix labels, which --unlabelled has none of"
+                )
+            files = FileImages(tuple(unlabelled))
+            train = join([train, Split(files, np.full(len(files), UNKNOWN))])
         # The recipe's choices and the loader's distortions have the same names.
         choices = recipe.augmentation.model_dump()
         for name in _OF_BOXES:
@@ -278,7 +289,11 @@ class Classification(Task):
     def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> dict[str, Tensor]:
         logits_NK, targets_N = model(batch.images_NCHW), batch.targets_N
         losses_N = F.cross_entropy(
-            logits_NK, targets_N, label_smoothing=recipe.label_smoothing, reduction="none"
+            logits_NK,
+            targets_N,
+            ignore_index=UNKNOWN,
+            label_smoothing=recipe.label_smoothing,
+            reduction="none",
         )
         if self._class_weights_K is not None:
             weights_K = self._class_weights_K.to(losses_N)
@@ -286,7 +301,7 @@ class Classification(Task):
             losses_N = losses_N * (targets_N @ weights_K if mixed else weights_K[targets_N])
         classes_N = targets_N.argmax(1) if targets_N.is_floating_point() else targets_N
         right_N = (logits_NK.detach().argmax(1) == classes_N).float()
-        count = max(1, len(batch))
+        count = (classes_N != UNKNOWN).sum().clamp(min=1)
         return {"loss": losses_N.sum() / count, "top1": right_N.sum() / count}
 
     def imitate(self, outputs: Tensor, taught: Tensor, choice: DistillationChoice) -> Tensor:

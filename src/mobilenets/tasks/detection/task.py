@@ -180,7 +180,11 @@ class Detection(Task):
         del model, data, recipe, device
         raise ValueError("recipe: fine_tuning.probe fits a classifier, and a detector has none")
 
-    def build_data(self, recipe: Recipe, *, on_bad_image: OnBadImage) -> TrainingData:
+    def build_data(
+        self, recipe: Recipe, *, on_bad_image: OnBadImage, unlabelled: Sequence[Path] = ()
+    ) -> TrainingData:
+        if unlabelled:
+            raise ValueError("detection trains on images with boxes: leave --unlabelled out")
         source = self._source
         assert source is not None, "a task read back from a run trains on no data"
         taught = _training_part(source)
