@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self, TypeVar
 from urllib.error import HTTPError
 
 import numpy as np
@@ -200,10 +200,10 @@ class JoinedImages:
 
 @dataclass(frozen=True)
 class Split:
-    """Images and their class indices, or `UNKNOWN`."""
+    """Images and what is known of each: a class index or `UNKNOWN`, or a row of values."""
 
     images: Images
-    targets: NDArray[np.int64]
+    targets: NDArray[Any]
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -337,6 +337,22 @@ def hold_out(split: Split, share: float, seed: int) -> tuple[Split, Split]:
         raise ValueError("too few images to hold any out: every class has only one")
     kept = np.setdiff1d(np.arange(len(split)), held)
     return split.take(kept.tolist()), split.take(sorted(held))
+
+
+class _Part(Protocol):
+    def __len__(self) -> int: ...
+
+    def take(self, indices: Sequence[int]) -> Self: ...
+
+
+P = TypeVar("P", bound=_Part)
+
+
+def divide(part: P, share: float, seed: int) -> tuple[P, P]:
+    """Images to train on, and a share that is held out, drawn by seed whatever they hold."""
+    order = np.random.default_rng(seed).permutation(len(part))
+    count = min(max(1, round(len(part) * share)), len(part) - 1)
+    return part.take(sorted(order[count:].tolist())), part.take(sorted(order[:count].tolist()))
 
 
 def join(splits: Sequence[Split]) -> Split:

@@ -208,8 +208,11 @@ class Session:
         """Write the best epoch's weights, figures, details and model card."""
         folder = self.run.folder
         write_weights(folder / "model.safetensors", self.trained.state_dict())
-        write_json(folder / "validation.json", metrics.details())
-        self.run.config["metrics"] = self.standing.best
+        details = metrics.details()
+        write_json(folder / "validation.json", details)
+        task = self.run.task
+        task.settle(details)
+        self.run.config |= {"metrics": self.standing.best, task.name: task.to_dict()}
         self.run.save_config()
         write_model_card(self.run, self.recipe)
 

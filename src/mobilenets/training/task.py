@@ -264,6 +264,10 @@ class Task(ABC):
     def metrics(self) -> Metrics:
         """Fresh metrics, `monitor` and `loss` among them."""
 
+    def settle(self, details: Mapping[str, Any]) -> None:
+        """Take what predictions need from the details of the best validation, such as thresholds."""
+        del details
+
     @abstractmethod
     def compare(self, reference: NDArray[np.float32], other: NDArray[np.float32]) -> Agreement:
         """How far a file's outputs are from those of the run."""

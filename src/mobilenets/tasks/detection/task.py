@@ -20,6 +20,7 @@ from mobilenets.data.boxes import BoxSource, BoxSplit, open_boxes, usable
 from mobilenets.data.doctor import Report
 from mobilenets.data.loaders import Batch, Loader, OnBadImage, evenly
 from mobilenets.data.parts import Part
+from mobilenets.data.sources import divide
 from mobilenets.tasks.detection.boxes import (
     EVERYTHING,
     Objects,
@@ -193,9 +194,9 @@ class Detection(Task):
             train, val = taught, source.splits["val"]
         else:
             division = {"held_out": recipe.held_out, "seed": recipe.seed}
-            train, val = _divided(taught, recipe.held_out, recipe.seed)
+            train, val = divide(taught, recipe.held_out, recipe.seed)
         if recipe.fraction < 1:
-            train, _ = _divided(train, 1 - recipe.fraction, recipe.seed)
+            train, _ = divide(train, 1 - recipe.fraction, recipe.seed)
         train, wrong = usable(train)
         val, wrong_val = usable(val)
         flaws = [*wrong, *wrong_val]
@@ -254,7 +255,7 @@ class Detection(Task):
         parts = dict(source.splits)
         if own and "held_out" in record:
             # As the run was trained: a part of its only images was held out.
-            taught, held = _divided(_training_part(source), record["held_out"], record["seed"])
+            taught, held = divide(_training_part(source), record["held_out"], record["seed"])
             parts |= {"train": taught, "val": held}
             name = "val" if split is None and name in ("all", "train") else name
         if name not in parts:
@@ -397,13 +398,6 @@ def _training_part(source: BoxSource) -> BoxSplit:
     if set(source.splits) != {"all"}:
         raise ValueError(f"{source.where} has {', '.join(source.splits)} but no train images")
     return source.splits["all"]
-
-
-def _divided(split: BoxSplit, share: float, seed: int) -> tuple[BoxSplit, BoxSplit]:
-    """A part to train on, and a share that is held out."""
-    order = np.random.default_rng(seed).permutation(len(split))
-    count = min(max(1, round(len(split) * share)), len(split) - 1)
-    return split.take(sorted(order[count:].tolist())), split.take(sorted(order[:count].tolist()))
 
 
 TASK = Detection

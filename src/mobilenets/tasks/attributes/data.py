@@ -1,0 +1,269 @@
+"""Images with attributes: CelebA's lists, a CSV, or folders of yes and no.
+
+Shapes: N images, L attributes.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mobilenets.data.images import images_below
+from mobilenets.data.sources import ALL, FileImages, Split, class_folders, split_folders
+
+_CELEBA, _CELEBA_PARTS = "list_attr_celeba", "list_eval_partition"
+_CELEBA_IMAGES = "img_align_celeba"
+_IMAGE_COLUMNS = ("image", "image_id", "file", "filename", "file_name", "path")
+_SPLIT_COLUMNS = ("split", "partition", "subset", "set")
+_SPLITS = {
+    "train": "train",
+    "training": "train",
+    "0": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "1": "val",
+    "test": "test",
+    "2": "test",
+}
+_ANSWERS = {"yes": 1.0, "1": 1.0, "true": 1.0, "no": 0.0, "0": 0.0, "false": 0.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttributeSource:
+    """A data set of images with attributes.
+
+    Args:
+        where: the path it was opened with.
+        labels: the attributes.
+        splits: `train`, `val` and `test` as they exist, or `all`; targets are shares float32 (N, L), NaN where nothing is told.
+    """
+
+    where: str
+    labels: tuple[str, ...]
+    splits: Mapping[str, Split]
+
+    def fingerprint(self) -> str:
+        """A hash of names and targets, by which a run knows its own data again."""
+        digest = hashlib.sha256(json.dumps(self.labels).encode())
+        for name in sorted(self.splits):
+            digest.update(name.encode())
+            digest.update(self.splits[name].fingerprint().encode())
+        return digest.hexdigest()[:16]
+
+
+def open_attributes(where: str | Path) -> AttributeSource:
+    """Open a folder with CelebA's lists, a CSV or a folder that holds one, or a folder of `ATTRIBUTE/yes` and `ATTRIBUTE/no`.
+
+    A CSV names images relative to its folder or to `images` in it; a column `split` or `partition` tells parts; all others
+    are attributes: 0 and 1, -1 and 1, or shares between 0 and 1; nothing where it is not known.
+
+    Raises:
+        ValueError: one sentence that says what is wrong, and in which line.
+    """
+    path = Path(where)
+    if path.is_file():
+        if path.suffix.lower() != ".csv":
+            raise ValueError(f"{where}: attributes are read from a CSV or a folder")
+        return _from_rows(str(where), path, *_read_csv(path))
+    if not path.is_dir():
+        raise ValueError(f"{where}: there is no such folder or CSV")
+    for suffix in (".txt", ".csv"):
+        if (path / f"{_CELEBA}{suffix}").is_file():
+            return _open_celeba(path, suffix)
+    tables = sorted(path.glob("*.csv"))
+    if len(tables) == 1:
+        return _from_rows(str(where), tables[0], *_read_csv(tables[0]))
+    if len(tables) > 1:
+        names = ", ".join(table.name for table in tables[:3])
+        raise ValueError(f"{where} has {names}: name the one that holds the attributes")
+    return _open_folders(path)
+
+
+_Rows = list[tuple[int, dict[str, str]]]
+
+
+def _read_csv(path: Path) -> tuple[tuple[str, ...], _Rows]:
+    """The header, and each row with its line."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            header = tuple(name.strip() for name in next(reader, []))
+            rows = [(reader.line_num, row) for row in reader if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: can't be read as CSV ({error})") from None
+    for line, row in rows:
+        if len(row) != len(header):
+            raise ValueError(f"{path} line {line}: {len(row)} values for {len(header)} columns")
+    twice = [name for name in header if header.count(name) > 1]
+    if twice:
+        raise ValueError(f"{path}: two columns are called {twice[0]}")
+    return header, [(line, dict(zip(header, row, strict=True))) for line, row in rows]
+
+
+def _read_list(path: Path) -> tuple[tuple[str, ...], _Rows]:
+    """CelebA's list: a count, the names, and an image with its values in each line."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: can't be read ({error})") from None
+    if len(lines) < 2:
+        raise ValueError(f"{path}: the first line is a count, the second the attributes")
+    header = ("image", *lines[1].split())
+    rows = []
+    for line, text in enumerate(lines[2:], 3):
+        values = text.split()
+        if values and len(values) != len(header):
+            raise ValueError(f"{path} line {line}: {len(values)} values for {len(header)} columns")
+        if values:
+            rows.append((line, dict(zip(header, values, strict=True))))
+    return header, rows
+
+
+def _open_celeba(folder: Path, suffix: str) -> AttributeSource:
+    path = folder / f"{_CELEBA}{suffix}"
+    header, rows = _read_csv(path) if suffix == ".csv" else _read_list(path)
+    parts = folder / f"{_CELEBA_PARTS}{suffix}"
+    if parts.is_file():
+        if suffix == ".csv":
+            told = {row[name] for _, row in rows for name in header[:1]}
+            _, found = _read_csv(parts)
+            part_of = {next(iter(row.values())): list(row.values())[1] for _, row in found}
+        else:
+            told = {row["image"] for _, row in rows}
+            part_of = dict(
+                text.split()[:2] for text in parts.read_text(encoding="utf-8").splitlines() if text
+            )
+        missing = sorted(told - part_of.keys())
+        if missing:
+            raise ValueError(f"{parts} does not say where {missing[0]} belongs")
+        image = header[0]
+        rows = [(line, {**row, "split": part_of[row[image]]}) for line, row in rows]
+        header = (*header, "split")
+    return _from_rows(str(folder), path, header, rows)
+
+
+def _from_rows(where: str, path: Path, header: tuple[str, ...], rows: _Rows) -> AttributeSource:
+    if not rows:
+        raise ValueError(f"{path}: it names no images")
+    lower = {name.lower(): name for name in reversed(header)}
+    image = next((lower[name] for name in _IMAGE_COLUMNS if name in lower), header[0])
+    part = next((lower[name] for name in _SPLIT_COLUMNS if name in lower), None)
+    labels = tuple(name for name in header if name not in (image, part))
+    if not labels:
+        raise ValueError(f"{path}: it has no attributes, only {', '.join(header)}")
+    targets_NL = _targets(path, labels, rows)
+    folder = _folder_of(path.parent)
+    seen: dict[str, int] = {}
+    for line, row in rows:
+        first = seen.setdefault(row[image], line)
+        if first != line:
+            raise ValueError(f"{path} line {line}: {row[image]} stands in line {first} too")
+    members: dict[str, list[int]] = {}
+    for index, (line, row) in enumerate(rows):
+        name = ALL
+        if part is not None:
+            told = row[part].strip().lower()
+            if told not in _SPLITS:
+                raise ValueError(
+                    f"{path} line {line}: {part} is {row[part]!r}: train, val or test (0, 1, 2)"
+                )
+            name = _SPLITS[told]
+        members.setdefault(name, []).append(index)
+    if part is not None and "train" not in members:
+        raise ValueError(f"{path}: no image is in the train part")
+    paths = [folder / row[image] for _, row in rows]
+    splits = {
+        name: Split(FileImages(tuple(paths[index] for index in indices)), targets_NL[indices])
+        for name, indices in members.items()
+    }
+    return AttributeSource(where=where, labels=labels, splits=splits)
+
+
+def _folder_of(folder: Path) -> Path:
+    """Where the images of a table lie."""
+    for name in (f"{_CELEBA_IMAGES}/{_CELEBA_IMAGES}", _CELEBA_IMAGES, "images"):
+        if (folder / name).is_dir():
+            return folder / name
+    return folder
+
+
+def _targets(path: Path, labels: Sequence[str], rows: _Rows) -> NDArray[np.float32]:
+    targets_NL = np.full((len(rows), len(labels)), np.nan, dtype=np.float32)
+    for place, label in enumerate(labels):
+        for index, (line, row) in enumerate(rows):
+            text = row[label].strip()
+            if not text:
+                continue
+            try:
+                value = float(text)
+            except ValueError:
+                value = math.nan
+            if not (0 <= value <= 1 or value == -1):
+                raise ValueError(
+                    f"{path} line {line}: {label} is {text!r}: 0 or 1, a share between them, -1 or 1, or nothing"
+                )
+            targets_NL[index, place] = value
+        values_N = targets_NL[:, place]
+        if (values_N == -1).any():
+            if ((values_N != -1) & (values_N != 1) & ~np.isnan(values_N)).any():
+                raise ValueError(
+                    f"{path}: {label} has -1 and values between 0 and 1: is -1 no, or not known? Leave empty what is not known"
+                )
+            targets_NL[:, place] = (values_N + 1) / 2
+    return targets_NL
+
+
+def _open_folders(folder: Path) -> AttributeSource:
+    splits = {}
+    labels: tuple[str, ...] = ()
+    for name, (place, *more) in split_folders(folder).items():
+        if more:
+            raise ValueError(f"{folder} has both {place.name} and {more[0].name}: keep one of them")
+        attributes = class_folders(place)
+        if not attributes:
+            raise ValueError(
+                f"{place} has no attributes: a CSV with a column for each, or folders ATTRIBUTE/yes and ATTRIBUTE/no"
+            )
+        found = tuple(attribute.name for attribute in attributes)
+        if labels and found != labels:
+            odd = sorted(set(found) ^ set(labels))
+            raise ValueError(f"{place}: {odd[0]} is an attribute in one part only")
+        labels = found
+        splits[name] = _split_of(attributes)
+    return AttributeSource(where=str(folder), labels=labels, splits=splits)
+
+
+def _split_of(attributes: Sequence[Path]) -> Split:
+    """An image is known by its file's name, whatever folders it stands in."""
+    paths: dict[str, Path] = {}
+    told: dict[str, dict[int, float]] = {}
+    for place, attribute in enumerate(attributes):
+        for answer in class_folders(attribute):
+            if answer.name.lower() not in _ANSWERS:
+                raise ValueError(f"{answer}: an attribute has the folders yes and no")
+            value = _ANSWERS[answer.name.lower()]
+            for path in images_below(answer):
+                paths.setdefault(path.name, path)
+                before = told.setdefault(path.name, {}).setdefault(place, value)
+                if before != value:
+                    raise ValueError(f"{path}: it stands in yes and in no of {attribute.name}")
+        if not class_folders(attribute):
+            raise ValueError(f"{attribute}: an attribute has the folders yes and no")
+    if not paths:
+        raise ValueError(f"{attributes[0].parent}: it holds no images")
+    names = sorted(paths)
+    targets_NL = np.full((len(names), len(attributes)), np.nan, dtype=np.float32)
+    for index, name in enumerate(names):
+        for place, value in told[name].items():
+            targets_NL[index, place] = value
+    return Split(FileImages(tuple(paths[name] for name in names)), targets_NL)

@@ -1,0 +1,87 @@
+"""What is wrong with images and their attributes."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+
+from mobilenets.data.doctor import (
+    SPLIT_ORDER,
+    Finding,
+    Item,
+    Report,
+    examine,
+    printable,
+    sort_findings,
+)
+from mobilenets.data.sources import Split
+from mobilenets.tasks.attributes.data import open_attributes
+from mobilenets.tasks.attributes.metrics import HALF
+
+
+def check(where: str) -> Report:
+    """Look at every image and every attribute of a data set.
+
+    Raises:
+        ValueError: there are no attributes, or they can't be read, in one sentence.
+    """
+    started = time.monotonic()
+    source = open_attributes(where)
+    names = sorted(source.splits, key=SPLIT_ORDER.index)
+    items = [item for name in names for item in _items(name, source.splits[name])]
+    examined = examine(items)
+    findings = list(examined.findings)
+    for name in names:
+        findings += _attribute_findings(source.labels, name, source.splits[name])
+    counted = Counter(items[row].split for row in examined.rows_N)
+    return Report(
+        where=where,
+        findings=sort_findings(findings),
+        images={name: {"": counted[name]} for name in names},
+        not_checked=examined.not_checked,
+        seconds=time.monotonic() - started,
+        items=tuple(items),
+    )
+
+
+def _items(name: str, split: Split) -> Iterator[Item]:
+    for index in range(len(split)):
+        yield Item(split.images, index, printable(split.images.name(index)), name, "")
+
+
+def _attribute_findings(labels: tuple[str, ...], name: str, split: Split) -> Iterator[Finding]:
+    for place, label in enumerate(labels):
+        values_N = split.targets[:, place]
+        told_M = values_N[~np.isnan(values_N)]
+        for answer, count in (
+            ("yes", int((told_M >= HALF).sum())),
+            ("no", int((told_M < HALF).sum())),
+        ):
+            if count == 0:
+                yield Finding(
+                    kind="one-sided-attribute",
+                    severity="error" if name in ("train", "all") else "warning",
+                    name=printable(label),
+                    detail=f"no image of {name} says {answer}: its average precision is undefined",
+                    split=name,
+                )
+        if len(told_M) < len(values_N):
+            yield Finding(
+                kind="untold-attribute",
+                severity="note",
+                name=printable(label),
+                detail=f"{len(values_N) - len(told_M):,} of {len(values_N):,} images of {name} do not tell it",
+                split=name,
+            )
+    untold = int(np.isnan(split.targets).all(1).sum())
+    if untold:
+        yield Finding(
+            kind="image-without-attributes",
+            severity="warning",
+            name=name,
+            detail=f"{untold:,} images tell nothing: without a teacher they teach nothing",
+            split=name,
+        )
