@@ -262,6 +262,20 @@ def test_the_other_detectors_learn_too(shapes, tmp_path, model):
     assert max(row["val/map50"] for row in read_curves(tmp_path / "run")) > 0.95
 
 
+def test_one_framework_starts_from_the_body_of_another(shapes, shapes_run, tmp_path):
+    folder = tmp_path / "run"
+    command = ["train", shapes, "--task", "detection", "--weights", shapes_run]
+    command += ["--model", "ssdfpn96/0.25", "--set", "fine_tuning.thaw=null", "--epochs", 1]
+    assert cli([*map(str, (*command, "--device", "cpu", "--output", folder))]) == 0
+    start, run = Run.load(shapes_run), Run.load(folder)
+    assert str(run.spec) == "ssdfpn96/0.25"
+    theirs = start.model.state_dict()
+    body = {name: value for name, value in run.model.state_dict().items() if "body." in name}
+    assert len(body) > 100
+    for name, value in body.items():
+        assert torch.allclose(value, theirs[name], atol=1e-6), name
+
+
 def test_going_on_repeats_what_would_have_been(shapes, tmp_path):
     common = ["--device", "cpu"]
     start = ["train", str(shapes), "--task", "detection", "--model", "ssd64/0.25"]
