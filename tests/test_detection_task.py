@@ -247,19 +247,38 @@ def test_a_classifier_s_weights_are_a_detector_s_body(shapes, digits_run, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["frcnn96/0.25", "ssdfpn96/0.25"])
-def test_the_other_detectors_learn_too(shapes, tmp_path, model):
-    command = ["train", str(shapes), "--task", "detection", "--model", model, "--epochs", "60"]
+@pytest.mark.parametrize(
+    ("model", "epochs", "rate"), [("frcnn96/0.25", 100, 0.006), ("ssdfpn96/0.25", 60, 0.003)]
+)
+def test_the_other_detectors_learn_too(shapes, tmp_path, model, epochs, rate):
+    command = ["train", str(shapes), "--task", "detection", "--model", model]
+    command += ["--epochs", str(epochs)]
     for change in (
         "augmentation.crop=false",
         "augmentation.expand=1",
+        "augmentation.colour=0",
         "batch_size=4",
-        "optimizer.lr=0.003",
+        f"optimizer.lr={rate}",
+        "optimizer.weight_decay=0",
         "ema_decay=0.9",
     ):
         command += ["--set", change]
     assert cli([*command, "--device", "cpu", "--output", str(tmp_path / "run")]) == 0
     assert max(row["val/map50"] for row in read_curves(tmp_path / "run")) > 0.95
+
+
+def test_one_framework_starts_from_the_body_of_another(shapes, shapes_run, tmp_path):
+    folder = tmp_path / "run"
+    command = ["train", shapes, "--task", "detection", "--weights", shapes_run]
+    command += ["--model", "ssdfpn96/0.25", "--set", "fine_tuning.thaw=null", "--epochs", 1]
+    assert cli([*map(str, (*command, "--device", "cpu", "--output", folder))]) == 0
+    start, run = Run.load(shapes_run), Run.load(folder)
+    assert str(run.spec) == "ssdfpn96/0.25"
+    theirs = start.model.state_dict()
+    body = {name: value for name, value in run.model.state_dict().items() if "body." in name}
+    assert len(body) > 100
+    for name, value in body.items():
+        assert torch.allclose(value, theirs[name], atol=1e-6), name
 
 
 def test_going_on_repeats_what_would_have_been(shapes, tmp_path):

@@ -17,6 +17,7 @@ def write(model: Exportable, path: Path) -> None:
 
         program = model.program(any_batch=False)
         if model.int8 is not None:
-            program = model.program(any_batch=False, network=quantise(model, program.module()))
+            rounded = quantise(model, program.module(), batch=1)
+            program = model.program(any_batch=False, network=rounded)
         edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
         path.write_bytes(edge.to_executorch().buffer)

@@ -19,11 +19,12 @@ _RELU6, _RELU6_IN_PLACE = torch.ops.aten.hardtanh.default, torch.ops.aten.hardta
 _WEIGHTED = ("aten.conv2d.default", "aten.linear.default")
 
 
-def quantise(model: Exportable, graph: nn.Module) -> GraphModule:
+def quantise(model: Exportable, graph: nn.Module, batch: int = BATCH) -> GraphModule:
     """A graph with integer weights and activations, calibrated on the model's images.
 
     Args:
         graph: of `model.program(...).module()`.
+        batch: how many images it takes at a time.
     """
     with quiet("torch", "torchao", "executorch"):
         from torchao.quantization.pt2e import MinMaxObserver
@@ -35,7 +36,7 @@ def quantise(model: Exportable, graph: nn.Module) -> GraphModule:
         floats = set() if model.form == "network" else _tail(graph)
         prepared = _prepared(graph, model.int8, prepare_pt2e, observer, floats)
         with torch.inference_mode():
-            for images_NCHW in torch.split(model.int8.images_NCHW, BATCH):
+            for images_NCHW in torch.split(model.int8.images_NCHW, batch):
                 prepared(images_NCHW)
         return _without_leftovers(convert_pt2e(prepared))
 

@@ -205,7 +205,8 @@ def _recipe(kind: type[Task], wanted: Wanted, spec: Spec) -> Recipe:
 
 
 def _start(kind: type[Task], wanted: Wanted, reference: str) -> ImportedWeights:
-    """The weights to start from, at the resolution that is asked for; a classifier's may start a detector.
+    """The weights to start from, at the resolution that is asked for; a classifier's may start a detector, and a detector's
+    one of another framework.
 
     A MobileNet takes any size of image: the weights of one resolution may start another.
     """
@@ -221,6 +222,9 @@ def _start(kind: type[Task], wanted: Wanted, reference: str) -> ImportedWeights:
     if isinstance(usual, DetectorSpec) and isinstance(spec, MobileNetSpec):
         model = asked if isinstance(asked, DetectorSpec) else usual
         spec = DetectorSpec(model.framework, spec.resized(model.height, model.across))
+    if isinstance(spec, DetectorSpec) and isinstance(asked, DetectorSpec):
+        # One framework's body may start another.
+        spec = replace(spec, framework=asked.framework)
     if asked is not None:
         spec = spec.resized(asked.height, asked.across)
         if str(spec) != str(asked):
