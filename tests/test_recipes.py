@@ -17,6 +17,7 @@ from mobilenets.tasks.classification.recipes import ARTICLE, RECIPES
 from mobilenets.training.optimizers import build_optimizer
 from mobilenets.training.recipe import (
     AugmentationChoice,
+    DistillationChoice,
     EarlyStopping,
     FineTuningChoice,
     GrowthChoice,
@@ -395,6 +396,14 @@ FULL = Recipe(
     deterministic=True,
     early_stopping=EarlyStopping(metric="top1", patience=3),
     fine_tuning=FineTuningChoice(probe=False, thaw=None, rate_decay=0.5, norm="batch"),
+    distillation=DistillationChoice(
+        weight=0.5,
+        loss="squared",
+        temperature=2.0,
+        sees="whole",
+        mean=(0.5, 0.4, 0.3),
+        std=(0.2, 0.2, 0.3),
+    ),
     folds=4,
     fold=3,
     fraction=0.5,

@@ -234,7 +234,7 @@ class Recipe(_Choices):
 
     def to_yaml(self) -> str:
         """The recipe as YAML, which `read_recipe` reads back."""
-        return yaml.safe_dump(self.model_dump(), sort_keys=False)
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
 def read_recipe(path: Path) -> Recipe:
