@@ -40,9 +40,10 @@ def evaluate(
     from mobilenets.training.memory import keep_freed_memory
     from mobilenets.training.run import Run
 
-    keep_freed_memory()
     target = find_device(device)
     opened = Run.load(run)
+    if opened.task.steady:
+        keep_freed_memory()
     if mirror and not opened.task.mirrors:
         raise ValueError(f"--mirror averages guesses, and {opened.spec} tells of places")
     name, loader, warnings = opened.task.open_for_evaluation(

@@ -122,12 +122,9 @@ def train(
     from mobilenets import tasks
     from mobilenets.training.begin import Wanted, begin, go_on
     from mobilenets.training.device import find_device
-    from mobilenets.training.memory import keep_freed_memory
     from mobilenets.training.processes import processes
     from mobilenets.training.recipe import parse_seconds
 
-    # Up to twice as fast on a CPU; set here, since a library must not set it for its callers.
-    keep_freed_memory()
     length: dict[str, object] = {}
     if epochs is not None:
         length = {"epochs": epochs, "max_seconds": None}
@@ -190,7 +187,11 @@ def _train(
     """Train one run; whether it is over, and whether someone stopped it."""
     from mobilenets.training.interrupt import interrupts
     from mobilenets.training.loop import train as run_training
+    from mobilenets.training.memory import keep_freed_memory
 
+    if job.run.task.steady:
+        # Up to twice as fast on a CPU; set here, since a library must not set it for its callers.
+        keep_freed_memory()
     for warning in job.data.warnings:
         note(f"warning: {warning}")
     run = job.run

@@ -273,6 +273,11 @@ class Task(ABC):
         """How far a file's outputs are from those of the run."""
 
     @property
+    def steady(self) -> bool:
+        """Whether each batch takes the same memory, so that what one has freed serves the next."""
+        return True
+
+    @property
     def selection(self) -> Selection | None:
         """Which boxes a file tells, where there are boxes to select from."""
         return None

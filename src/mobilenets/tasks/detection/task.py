@@ -100,6 +100,8 @@ class Detection(Task):
         self._preprocessing = preprocessing
         self._source = source
         self._scores = scores
+        # Each image of the second stage is 300.
+        self._evaluation_batch = 2 if spec.framework == "frcnn" else EVALUATION_BATCH
         self._form: Form = "found" if spec.framework == "frcnn" else form
         self._told_from = replace(EVERYTHING, score=score)
         self._boxes_A4 = boxes_of(spec)
@@ -209,7 +211,7 @@ class Detection(Task):
             distortion,
             recipe,
             source.where,
-            evaluation_batch=EVALUATION_BATCH,
+            evaluation_batch=self._evaluation_batch,
             on_bad_image=on_bad_image,
         )
         skipped = [*bad_train, *bad_val]
@@ -269,7 +271,7 @@ class Detection(Task):
         loader, skipped = make_box_loader(
             part,
             self._preprocessing,
-            EVALUATION_BATCH,
+            self._evaluation_batch,
             what=f"{name} images",
             on_bad_image=on_bad_image,
         )
@@ -297,6 +299,11 @@ class Detection(Task):
 
     def metrics(self) -> DetectionMetrics:
         return DetectionMetrics(self._labels, self._find, self._lose)
+
+    @property
+    def steady(self) -> bool:
+        # As many objects as there are, a heap of their sizes would only grow.
+        return self._spec.framework != "frcnn"
 
     @property
     def selection(self) -> Selection:
