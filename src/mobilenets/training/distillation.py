@@ -105,8 +105,7 @@ class Distilled:
                 seen.to_dict(),
                 {**data.record},
                 [str(path) for path in more],
-                recipe.fraction,
-                recipe.seed,
+                (recipe.fraction, recipe.seed) if recipe.fraction < 1 else None,
             ]
             key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:24]
             kept = answers_folder() / f"{key}.safetensors"
@@ -167,7 +166,9 @@ class TaughtLoader:
     def batches(self, epoch: int = 0, start: int = 0, shard: Shard = WHOLE) -> Iterator[Batch]:
         if self._kept is not None and self._answers is None:
             self._answers = self._answers_of_all(self._kept)
-        for batch in self._loader.batches(epoch, start, shard):
+        # Whom the teacher has told all needs no images at its size.
+        loader = self._loader if self._answers is None else self._own
+        for batch in loader.batches(epoch, start, shard):
             if self._answers is None:
                 answers = self._ask(batch)
             else:
