@@ -113,7 +113,7 @@ def shapes_run(shapes, tmp_path_factory):
     changes += ["batch_size=6", "optimizer.lr=0.01", "ema_decay=0.9"]
     for change in changes:
         command += ["--set", change]
-    assert run([*command, "--epochs", "80", "--device", "cpu", "--output", str(folder)]) == 0
+    assert run([*command, "--epochs", "120", "--device", "cpu", "--output", str(folder)]) == 0
     return folder
 
 

@@ -70,13 +70,13 @@ def test_csv_has_a_row_for_each_thing(shapes, shapes_run, capsys):
 
 
 def test_a_lower_score_tells_more(shapes, shapes_run, capsys):
-    path, _ = told(shapes)
+    paths = [str(told(shapes, number)[0]) for number in range(12)]
     counts = []
-    for score in ("0.9", "0.5", "0.02"):
-        assert cli(["predict", str(shapes_run), str(path), "--json", "--score", score]) == 0
-        (row,) = json.loads(capsys.readouterr().out)
-        assert all(found["score"] >= float(score) for found in row["predictions"])
-        counts.append(len(row["predictions"]))
+    for score in ("0.99", "0.5", "0.01"):
+        assert cli(["predict", str(shapes_run), *paths, "--json", "--score", score]) == 0
+        found = [one for row in json.loads(capsys.readouterr().out) for one in row["predictions"]]
+        assert all(one["score"] >= float(score) for one in found)
+        counts.append(len(found))
     assert counts == sorted(counts)
     assert counts[0] < counts[-1]
 
