@@ -29,7 +29,7 @@ from mobilenets.architecture import MobileNetSpec
 from mobilenets.architecture.detector import Selection, model_layers, parse_spec
 from mobilenets.architecture.network import MobileNet
 from mobilenets.cost.count import count
-from mobilenets.data.box_loader import BoxDistortion, BoxLoader
+from mobilenets.data.box_loader import BoxLoader
 from mobilenets.data.boxes import open_boxes
 from mobilenets.deploy.bundle import Quantisation, export
 from mobilenets.deploy.evidence import find_calibration, find_evidence
@@ -38,7 +38,7 @@ from mobilenets.deploy.target import FLOAT, INT8, TARGETS
 from mobilenets.runtimes.timing import time_calls
 from mobilenets.tasks.detection.boxes import Objects, boxes_of, objects_in
 from mobilenets.tasks.detection.metrics import DetectionMetrics
-from mobilenets.tasks.detection.task import Detection
+from mobilenets.tasks.detection.task import Detection, distortion_of
 from mobilenets.training.curves import read_curves
 from mobilenets.training.device import provenance
 from mobilenets.training.memory import keep_freed_memory
@@ -249,12 +249,10 @@ def time_of_training(run: Run, data: Path) -> dict[str, float]:
     """
     task = Detection.from_data(str(data), run.spec)
     recipe = task.recipes()["ssd-finetune"]
-    changes = recipe.augmentation
-    distortion = BoxDistortion(
-        changes.mirror, bool(changes.colour), changes.expand, changes.crop, changes.mosaic
-    )
     train = open_boxes(data).splits["train"]
-    loader = BoxLoader(train, task.preprocessing, recipe.batch_size, distortion, workers=0)
+    loader = BoxLoader(
+        train, task.preprocessing, recipe.batch_size, distortion_of(recipe), workers=0
+    )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     began = time.monotonic()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import time
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -284,6 +285,27 @@ def examine(items: Sequence[Item]) -> Examined:
             f"{SMALLEST_SIDE} pixels: only equal pixels tell in so few"
         )
     return Examined(tuple(findings), tuple(not_checked), rows_N, thumbnails_NSS3[rows_N])
+
+
+def report_on(
+    where: str, splits: Mapping[str, Sequence[Item]], found: Iterable[Finding], started: float
+) -> Report:
+    """What is wrong with images that have no class of their own, and what was found of all that is told of them.
+
+    Args:
+        started: by the monotonic clock.
+    """
+    items = [item for of_split in splits.values() for item in of_split]
+    examined = examine(items)
+    counted = Counter(items[row].split for row in examined.rows_N)
+    return Report(
+        where=where,
+        findings=sort_findings([*examined.findings, *found]),
+        images={name: {"": counted[name]} for name in splits},
+        not_checked=examined.not_checked,
+        seconds=time.monotonic() - started,
+        items=tuple(items),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
+def user_cache() -> Path:
+    """Where programs of a user keep what can be made again: `XDG_CACHE_HOME`, else `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+
+
 def sha256(path: Path) -> str:
     """A file's SHA-256 in hexadecimal."""
     with path.open("rb") as file:

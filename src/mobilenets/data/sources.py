@@ -21,7 +21,7 @@ from torch import Tensor
 from mobilenets.data.images import BadImageError, images_below, read_encoded, read_image
 
 NAMED_SETS = ("digits", "cifar10", "cifar100")
-_SPLIT_NAMES = {
+SPLIT_NAMES = {
     "train": "train",
     "training": "train",
     "val": "val",
@@ -298,15 +298,31 @@ def split_folders(folder: Path) -> dict[str, list[Path]]:
     to judge.
     """
     classes = class_folders(folder)
-    named = [path for path in classes if path.name.lower() in _SPLIT_NAMES]
+    named = [path for path in classes if path.name.lower() in SPLIT_NAMES]
     # A folder of trains next to other classes is a class: a split holds class folders.
     only_splits = bool(named) and len(named) == len(classes)
     parts: dict[str, list[Path]] = {}
     for path in named:
-        split = _SPLIT_NAMES[path.name.lower()]
+        split = SPLIT_NAMES[path.name.lower()]
         if class_folders(path) or (only_splits and split == "train"):
             parts.setdefault(split, []).append(path)
     return parts if only_splits or "train" in parts else {ALL: [folder]}
+
+
+def split_folder_of_each(folder: Path) -> dict[str, Path]:
+    """As `split_folders`, where each split has one.
+
+    Raises:
+        ValueError: a split has several.
+    """
+    parts: dict[str, Path] = {}
+    for name, folders in split_folders(folder).items():
+        if len(folders) > 1:
+            raise ValueError(
+                f"{folder} has both {folders[0].name} and {folders[1].name}: keep one of them"
+            )
+        parts[name] = folders[0]
+    return parts
 
 
 def class_folders(folder: Path) -> list[Path]:
@@ -415,13 +431,7 @@ def relabel(source: Source, labels: Sequence[str]) -> Source:
 
 
 def _open_folder(folder: Path) -> Source:
-    parts: dict[str, Path] = {}
-    for name, folders in split_folders(folder).items():
-        if len(folders) > 1:
-            raise ValueError(
-                f"{folder} has both {folders[0].name} and {folders[1].name}: keep one of them"
-            )
-        parts[name] = folders[0]
+    parts = split_folder_of_each(folder)
     if ALL not in parts and "train" not in parts:
         names = ", ".join(path.name for path in class_folders(folder))
         raise ValueError(f"{folder} has {names} but no train folder")
@@ -469,7 +479,7 @@ def _open_parquet(folder: Path, files: Sequence[Path], where: str) -> Source:
     tables: dict[str, list[Any]] = {}
     for file in files:
         words = re.split(r"[-_.]", file.name.lower())
-        split = next((_SPLIT_NAMES[word] for word in words if word in _SPLIT_NAMES), ALL)
+        split = next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), ALL)
         try:
             table = parquet.read_table(file)
         except (ArrowException, OSError) as error:

@@ -41,11 +41,19 @@ def normalise(images_NCHW: Tensor, preprocessing: Preprocessing) -> Tensor:
     >>> normalise(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8), Preprocessing(2, 2)).max()
     tensor(1.)
     """
-    mean_C11 = torch.tensor(preprocessing.mean, device=images_NCHW.device)[:, None, None]
-    std_C11 = torch.tensor(preprocessing.std, device=images_NCHW.device)[:, None, None]
+    mean_C11, std_C11 = scale_of(preprocessing, images_NCHW)
     if preprocessing.channels == "BGR":
         images_NCHW = images_NCHW.flip(-3)
     return (images_NCHW.float() / 255 - mean_C11) / std_C11
+
+
+def scale_of(preprocessing: Preprocessing, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Means and deviations (C, 1, 1), where another tensor is."""
+    mean_C, std_C = (
+        torch.tensor(values, device=like.device)
+        for values in (preprocessing.mean, preprocessing.std)
+    )
+    return mean_C[:, None, None], std_C[:, None, None]
 
 
 @dataclass(frozen=True)
@@ -196,8 +204,7 @@ def to_picture(input_CHW: Tensor, preprocessing: Preprocessing) -> Image.Image:
     >>> to_picture(torch.zeros(3, 4, 6), Preprocessing(4, 6)).size
     (6, 4)
     """
-    mean_C11 = input_CHW.new_tensor(preprocessing.mean)[:, None, None]
-    std_C11 = input_CHW.new_tensor(preprocessing.std)[:, None, None]
+    mean_C11, std_C11 = scale_of(preprocessing, input_CHW)
     pixels_CHW = ((input_CHW * std_C11 + mean_C11) * 255).round().clamp(0, 255).byte()
     if preprocessing.channels == "BGR":
         pixels_CHW = pixels_CHW.flip(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from mobilenets.architecture.detector import DetectorSpec, Spec, parse_spec
 from mobilenets.architecture.preprocessing import Preprocessing
 from mobilenets.architecture.spec import MobileNetSpec
 from mobilenets.data.images import find_images
+from mobilenets.data.loaders import OnBadImage
 from mobilenets.training.distillation import Distilled
 from mobilenets.training.processes import Processes
 from mobilenets.training.recipe import Recipe, find_recipe
@@ -88,12 +89,9 @@ def begin(kind: type[Task], wanted: Wanted, processes: Processes, device: torch.
         raise ValueError("epochs is 0: without --weights there is nothing that a classifier fits")
     preprocessing = None if start is None else _resized(start.preprocessing, spec)
     task = kind.from_data(wanted.data, spec, recipe, preprocessing)
-    if wanted.teacher is not None and recipe.distillation is None:
-        recipe = recipe.override({"distillation": {}})
-    lesson = {"teacher": wanted.teacher, "unlabelled": wanted.unlabelled}
-    taught = _taught(task, spec, recipe, lesson)
-    data = taught.build_data(recipe, on_bad_image=wanted.on_bad_image)
-    data = _noted(data, lesson)
+    data = _data(
+        task, spec, recipe, wanted.teacher, wanted.unlabelled, on_bad_image=wanted.on_bad_image
+    )
     # All that can go wrong comes before an old run is replaced, which may be the one to start from.
     check_recipe(task, spec, recipe, device)
     weights = None if start is None else _state(start, task, str(wanted.weights))
@@ -111,9 +109,16 @@ def begin(kind: type[Task], wanted: Wanted, processes: Processes, device: torch.
     return Job(run, recipe, data, weights)
 
 
-def _taught(task: Task, spec: Spec, recipe: Recipe, lesson: Mapping[str, Any]) -> Task | Distilled:
-    """The task, with its teacher where there is one."""
-    teacher, unlabelled = lesson.get("teacher"), lesson.get("unlabelled")
+def _data(
+    task: Task,
+    spec: Spec,
+    recipe: Recipe,
+    teacher: str | None,
+    unlabelled: str | None,
+    *,
+    on_bad_image: OnBadImage,
+) -> TrainingData:
+    """What a task is trained on, by its teacher where it has one, who then stands in the record."""
     if teacher is None:
         if unlabelled is not None:
             raise ValueError(
@@ -121,21 +126,19 @@ def _taught(task: Task, spec: Spec, recipe: Recipe, lesson: Mapping[str, Any]) -
             )
         if recipe.distillation is not None:
             raise ValueError("recipe: distillation needs a teacher: give --teacher")
-        return task
-    assert recipe.distillation is not None
-    taught = Distilled(
-        task,
-        find_teacher(teacher, task, recipe.distillation),
-        recipe.distillation,
-        [] if unlabelled is None else find_images([unlabelled]),
+        return task.build_data(recipe, on_bad_image=on_bad_image)
+    choice = recipe.distillation
+    assert choice is not None
+    known = find_teacher(teacher, task, choice)
+    more = [] if unlabelled is None else find_images([unlabelled])
+    distilled = Distilled(task, known, choice, more)
+    distilled.check(spec)
+    data = distilled.build_data(recipe, on_bad_image=on_bad_image)
+    told = (
+        {"teacher": teacher}
+        if unlabelled is None
+        else {"teacher": teacher, "unlabelled": unlabelled}
     )
-    taught.check(spec)
-    return taught
-
-
-def _noted(data: TrainingData, lesson: Mapping[str, Any]) -> TrainingData:
-    """The data, and in its record what is learnt from beside it."""
-    told = {key: lesson[key] for key in ("teacher", "unlabelled") if lesson.get(key) is not None}
     return replace(data, record={**data.record, **told})
 
 
@@ -164,9 +167,14 @@ def go_on(
         task = type(run.task).from_data(where, run.spec, recipe, run.preprocessing)
     except ValueError as error:
         raise ValueError(f"{error}{hint if data is None else ''}") from None
-    taught = _taught(task, run.spec, recipe, record)
-    found = taught.build_data(recipe, on_bad_image=record["on_bad_image"])
-    found = _noted(found, record)
+    found = _data(
+        task,
+        run.spec,
+        recipe,
+        record.get("teacher"),
+        record.get("unlabelled"),
+        on_bad_image=record["on_bad_image"],
+    )
     same = ("fingerprint", "train_fingerprint", "held_out_fingerprint", "train_images")
     if any(found.record.get(key) != record.get(key) for key in same):
         raise ValueError(f"{where} is not the data that {folder} was trained on{hint}")
@@ -201,7 +209,10 @@ def _recipe(kind: type[Task], wanted: Wanted, spec: Spec) -> Recipe:
         if wanted.recipe
         else kind.default_recipe(spec, wanted.data, pretrained=wanted.weights is not None)
     )
-    return recipe.override(wanted.changes)
+    recipe = recipe.override(wanted.changes)
+    if wanted.teacher is not None and recipe.distillation is None:
+        return recipe.override({"distillation": {}})
+    return recipe
 
 
 def _start(kind: type[Task], wanted: Wanted, reference: str) -> ImportedWeights:

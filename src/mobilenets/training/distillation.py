@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +19,10 @@ from torch import Tensor, nn
 
 from mobilenets.architecture.detector import Spec
 from mobilenets.architecture.preprocessing import Preprocessing
+from mobilenets.data.files import user_cache
 from mobilenets.data.loaders import WHOLE, Batch, Loader, OnBadImage, Shard
 from mobilenets.data.progress import progress, say
+from mobilenets.data.transforms import scale_of
 from mobilenets.training.checkpoint import write_weights
 from mobilenets.training.recipe import DistillationChoice, Recipe
 from mobilenets.training.task import Task, TrainingData
@@ -68,11 +69,8 @@ class Distilled:
         with torch.inference_mode():
             network = self._task.build_model(spec).eval()
             outputs = network(torch.zeros(2, ours.channel_count, ours.height, ours.width))
-            taught = self._understood(
-                self._teacher.answer(
-                    torch.zeros(2, theirs.channel_count, theirs.height, theirs.width)
-                )
-            )
+            blank = torch.zeros(2, theirs.channel_count, theirs.height, theirs.width)
+            taught = _in_order(self._teacher.answer(blank), self._columns)
         if self._columns is not None and taught.dim() > 2:
             raise ValueError(f"{self._teacher.name} has its classes in another order")
         if outputs.shape != taught.shape:
@@ -88,8 +86,7 @@ class Distilled:
         height, width = max(ours.height, theirs.height), max(ours.width, theirs.width)
         more = self._unlabelled
         data = self._task.build_data(recipe, on_bad_image=on_bad_image, unlabelled=more)
-        seen = ours
-        train = data.train
+        seen, train = ours, data.train
         if (height, width) != (ours.height, ours.width):
             # The teacher sees more than the student can.
             larger = self._task.sized(height, width)
@@ -103,7 +100,7 @@ class Distilled:
                 self._teacher.fingerprint,
                 theirs.to_dict(),
                 seen.to_dict(),
-                {**data.record},
+                data.record,
                 [str(path) for path in more],
                 (recipe.fraction, recipe.seed) if recipe.fraction < 1 else None,
             ]
@@ -123,9 +120,6 @@ class Distilled:
         # A loss that counts for nothing gives no gradient, be it infinite.
         whole = imitated if weight == 1 else weight * imitated + (1 - weight) * labels
         return {**losses, "loss": whole, "labels": labels.detach(), "teacher": imitated.detach()}
-
-    def _understood(self, answers: Tensor) -> Tensor:
-        return answers if self._columns is None else answers[:, self._columns]
 
 
 class TaughtLoader:
@@ -174,11 +168,9 @@ class TaughtLoader:
             else:
                 assert batch.rows_N is not None
                 answers = self._answers[batch.rows_N]
-            if self._columns is not None:
-                answers = answers[:, self._columns]
+            answers = _in_order(answers, self._columns).to(batch.images_NCHW.device)
             yield replace(
-                batch.resized((self._wanted.height, self._wanted.width)),
-                taught_N=answers.to(batch.images_NCHW.device),
+                batch.resized((self._wanted.height, self._wanted.width)), taught_N=answers
             )
 
     def still(self) -> Loader:
@@ -203,12 +195,12 @@ class TaughtLoader:
                 targets_N=torch.zeros(1),
             )
             return self._ask(blank)[:0]
-        mean_C11, std_C11 = _scale(self._seen, images_NCHW)
+        mean_C11, std_C11 = scale_of(self._seen, images_NCHW)
         pixels_NCHW = images_NCHW * std_C11 + mean_C11
         if self._seen.channels != theirs.channels:
             # RGB to BGR and back, or grey to three channels.
             pixels_NCHW = pixels_NCHW.flip(1).expand(-1, theirs.channel_count, -1, -1)
-        mean_C11, std_C11 = _scale(theirs, images_NCHW)
+        mean_C11, std_C11 = scale_of(theirs, images_NCHW)
         inputs_NCHW = (pixels_NCHW - mean_C11) / std_C11
         size = [theirs.height, theirs.width]
         if list(inputs_NCHW.shape[-2:]) != size:
@@ -234,14 +226,6 @@ class TaughtLoader:
         return answers
 
 
-def _scale(preprocessing: Preprocessing, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Means and deviations (C, 1, 1)."""
-    mean_C11, std_C11 = (
-        like.new_tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std)
-    )
-    return mean_C11, std_C11
-
-
 def _columns(task: Task, teacher: Teacher) -> Tensor | None:
     """Where the student's classes stand among the teacher's; None where all stand in the same place, as far as is known."""
     if not teacher.labels or teacher.labels == task.labels:
@@ -253,6 +237,11 @@ def _columns(task: Task, teacher: Teacher) -> Tensor | None:
             + (f" and {len(unknown) - 5} more classes" if len(unknown) > 5 else "")
         )
     return torch.tensor([teacher.labels.index(label) for label in task.labels])
+
+
+def _in_order(answers: Tensor, columns: Tensor | None) -> Tensor:
+    """A teacher's outputs in the order of the student's classes."""
+    return answers if columns is None else answers[:, columns]
 
 
 class _Heard(nn.Module):
@@ -272,6 +261,4 @@ class _Heard(nn.Module):
 
 def answers_folder() -> Path:
     """Where teachers' answers are kept: `XDG_CACHE_HOME/mobilenets/answers`, else below `~/.cache`."""
-    return (
-        Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mobilenets" / "answers"
-    )
+    return user_cache() / "mobilenets" / "answers"

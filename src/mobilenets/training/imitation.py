@@ -18,9 +18,28 @@ def soft(logits_NK: Tensor, taught_NK: Tensor, temperature: float) -> Tensor:
     >>> round(float(soft(tensor([[0.0, 0.0]]), tensor([[0.0, 2.0]]), temperature=2.0)), 4)
     0.4438
     """
+    return divergence(logits_NK, taught_NK, temperature) / max(1, len(logits_NK))
+
+
+def divergence(logits_NK: Tensor, taught_NK: Tensor, temperature: float) -> Tensor:
+    """The same, summed over all: of one probability for each of several classes."""
     ours_NK, theirs_NK = (F.log_softmax(one / temperature, -1) for one in (logits_NK, taught_NK))
-    divergence_N = (theirs_NK.exp() * (theirs_NK - ours_NK)).flatten(1).sum(1)
-    return divergence_N.sum() / max(1, len(logits_NK)) * temperature**2
+    return (theirs_NK.exp() * (theirs_NK - ours_NK)).sum() * temperature**2
+
+
+def binary_divergence(logits_NK: Tensor, taught_NK: Tensor, temperature: float) -> Tensor:
+    """The same, summed over all: of values that are yes or no each.
+
+    >>> from torch import tensor
+    >>> float(binary_divergence(tensor([[1.0, -2.0]]), tensor([[1.0, -2.0]]), 1.0))
+    0.0
+    """
+    share_NK = (taught_NK / temperature).sigmoid()
+    ours, theirs = (
+        F.binary_cross_entropy_with_logits(one / temperature, share_NK, reduction="sum")
+        for one in (logits_NK, taught_NK)
+    )
+    return (ours - theirs) * temperature**2
 
 
 def squared(outputs_NK: Tensor, taught_NK: Tensor) -> Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self
 
@@ -17,8 +18,9 @@ from torch import Tensor, nn
 from mobilenets.architecture.detector import Selection, Spec
 from mobilenets.architecture.preprocessing import Preprocessing
 from mobilenets.data.doctor import Report
-from mobilenets.data.loaders import Batch, Loader, OnBadImage
+from mobilenets.data.loaders import Batch, Loader, OnBadImage, evenly
 from mobilenets.data.parts import Part
+from mobilenets.data.sources import ALL, P
 from mobilenets.training.agreement import Agreement
 from mobilenets.training.recipe import DistillationChoice, Recipe
 
@@ -115,6 +117,38 @@ def make_loaders(
     return taught, held, bad_train, bad_val
 
 
+def choose_part(
+    where: str,
+    parts: Mapping[str, P],
+    split: str | None,
+    held: tuple[P, P] | None,
+    *,
+    own: bool,
+    limit: int | None,
+) -> tuple[str, P, list[str]]:
+    """The part of a data set that is evaluated, with its name, and what to say of it.
+
+    Args:
+        held: what the run was trained on and what it held out of its only images, if it did.
+        own: whether it was trained on this data set.
+
+    Raises:
+        ValueError: there is no such split.
+    """
+    name = split or next(name for name in ("test", "val", ALL, "train") if name in parts)
+    if held is not None:
+        parts = {**parts, "train": held[0], "val": held[1]}
+        name = "val" if split is None and name in (ALL, "train") else name
+    if name not in parts:
+        raise ValueError(f"{where} has no split {name!r}: it has {', '.join(parts)}")
+    part, warnings = parts[name], []
+    if own and name in ("train", ALL):
+        warnings.append("these are images the model was trained on: the figures flatter it")
+    if limit is not None and len(part) > limit:
+        part = part.take(evenly(len(part), limit))
+    return name, part, warnings
+
+
 class Task(ABC):
     """A head, a loss, data and a metric for the one backbone.
 
@@ -133,6 +167,9 @@ class Task(ABC):
     figure_title: ClassVar[str]
     answers: ClassVar[str]
     figures: ClassVar[tuple[str, ...]]
+
+    _labels: tuple[str, ...]
+    _preprocessing: Preprocessing
 
     @classmethod
     @abstractmethod
@@ -195,14 +232,20 @@ class Task(ABC):
         """What a run keeps of the task, such as its labels."""
 
     @property
-    @abstractmethod
     def preprocessing(self) -> Preprocessing:
         """How an image becomes the input."""
+        return self._preprocessing
 
     @property
-    @abstractmethod
     def labels(self) -> tuple[str, ...]:
         """Class names by index."""
+        return self._labels
+
+    def sized(self, height: int, width: int) -> Self:
+        """The same task on images of another size."""
+        other = copy.copy(self)
+        other._preprocessing = replace(self._preprocessing, height=height, width=width)
+        return other
 
     @abstractmethod
     def build_model(self, spec: Spec, recipe: Recipe | None = None) -> nn.Module:
@@ -255,10 +298,6 @@ class Task(ABC):
         """
         del outputs, taught, choice
         raise ValueError(f"{self.name} learns from no teacher")
-
-    @abstractmethod
-    def sized(self, height: int, width: int) -> Self:
-        """The same task on images of another size."""
 
     @abstractmethod
     def metrics(self) -> Metrics:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from mobilenets.architecture.preprocessing import Preprocessing, channel_order
 from mobilenets.data.files import read_json, sha256
 from mobilenets.runtimes.model import RUNTIMES, Model, runtime_of
+from mobilenets.runtimes.quiet import in_short
 from mobilenets.training.recipe import DistillationChoice
 from mobilenets.training.run import Run
 from mobilenets.training.task import Task
@@ -97,12 +97,8 @@ class FileTeacher:
         """It stays where it is."""
 
 
-@dataclass(frozen=True)
-class _Told:
-    """What stands beside an exported file, or is said in a recipe."""
-
-    preprocessing: Preprocessing
-    labels: tuple[str, ...]
+# How the input is made, and the classes where they are known.
+_Told = tuple[Preprocessing, tuple[str, ...]]
 
 
 def find_teacher(reference: str, task: Task, choice: DistillationChoice) -> Teacher:
@@ -150,28 +146,30 @@ def find_teacher(reference: str, task: Task, choice: DistillationChoice) -> Teac
 def _from_file(reference: str, path: Path, choice: DistillationChoice) -> FileTeacher:
     model = runtime_of(path).open(path)
     beside = path.with_name("preprocessing.json")
-    told = (
+    preprocessing, labels = (
         _told_beside(beside) if beside.is_file() else _told_in(choice, reference, model.input_shape)
     )
-    size = (told.preprocessing.channel_count, told.preprocessing.height, told.preprocessing.width)
+    size = (preprocessing.channel_count, preprocessing.height, preprocessing.width)
     if size != model.input_shape:
         raise ValueError(
             f"{reference} takes images of {model.input_shape}, and {beside} says {size}"
         )
-    return FileTeacher(reference, path, model, told.preprocessing, told.labels)
+    return FileTeacher(reference, path, model, preprocessing, labels)
 
 
 def _told_beside(path: Path) -> _Told:
+    """What stands beside an exported file."""
     try:
         preprocessing = Preprocessing.from_dict(read_json(path))
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     labels = path.with_name("labels.txt")
     names = labels.read_text(encoding="utf-8").splitlines() if labels.is_file() else []
-    return _Told(preprocessing, tuple(names))
+    return preprocessing, tuple(names)
 
 
 def _told_in(choice: DistillationChoice, reference: str, shape: tuple[int, int, int]) -> _Told:
+    """What a recipe says of another project's file."""
     channels, height, width = shape
     if choice.mean is None or choice.std is None:
         raise ValueError(
@@ -183,17 +181,15 @@ def _told_in(choice: DistillationChoice, reference: str, shape: tuple[int, int, 
             f"{reference} takes {channels} channels: distillation.mean and std have "
             f"{len(choice.mean)} and {len(choice.std)}"
         )
-    return _Told(
-        Preprocessing(
-            height,
-            width,
-            channel_order(channels),
-            crop_fraction=1.0,
-            mean=choice.mean,
-            std=choice.std,
-        ),
-        (),
+    preprocessing = Preprocessing(
+        height,
+        width,
+        channel_order(channels),
+        crop_fraction=1.0,
+        mean=choice.mean,
+        std=choice.std,
     )
+    return preprocessing, ()
 
 
 def _from_timm(reference: str, name: str) -> NetworkTeacher:
@@ -205,7 +201,7 @@ def _from_timm(reference: str, name: str) -> NetworkTeacher:
         network = timm.create_model(name, pretrained=True)
     # Unknown names, no network and damaged files come as exceptions of many kinds.
     except Exception as error:
-        raise ValueError(f"{reference}: timm can't make it ({_short(error)})") from None
+        raise ValueError(f"{reference}: timm can't make it ({in_short(error)})") from None
     config: Mapping[str, Any] = timm.data.resolve_model_data_config(network)
     _, height, width = config["input_size"]
     preprocessing = Preprocessing(
@@ -236,9 +232,5 @@ def _from_torchvision(reference: str, name: str) -> NetworkTeacher:
             std=tuple(how.std),
         )
     except Exception as error:
-        raise ValueError(f"{reference}: torchvision can't make it ({_short(error)})") from None
+        raise ValueError(f"{reference}: torchvision can't make it ({in_short(error)})") from None
     return NetworkTeacher(reference, network, preprocessing, tuple(weights.meta["categories"]))
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__

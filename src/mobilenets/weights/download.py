@@ -25,7 +25,7 @@ from urllib.response import addinfourl
 
 from filelock import FileLock
 
-from mobilenets.data.files import sha256
+from mobilenets.data.files import sha256, user_cache
 from mobilenets.data.progress import progress
 from mobilenets.weights.registry import HUB, PublishedFile, PublishedWeights
 
@@ -95,8 +95,7 @@ def cache_folder() -> Path:
     home = os.environ.get("TORCH_HOME")
     if home:
         return Path(home).expanduser() / _IN_TORCH_HOME
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "torch" / _IN_TORCH_HOME
+    return user_cache() / "torch" / _IN_TORCH_HOME
 
 
 def name_of(address: str) -> str:

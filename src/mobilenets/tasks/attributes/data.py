@@ -17,24 +17,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobilenets.data.images import images_below
-from mobilenets.data.sources import ALL, FileImages, Split, class_folders, split_folders
+from mobilenets.data.sources import (
+    ALL,
+    SPLIT_NAMES,
+    FileImages,
+    Split,
+    class_folders,
+    split_folder_of_each,
+)
 
 _CELEBA, _CELEBA_PARTS = "list_attr_celeba", "list_eval_partition"
 _CELEBA_IMAGES = "img_align_celeba"
 _IMAGE_COLUMNS = ("image", "image_id", "file", "filename", "file_name", "path")
 _SPLIT_COLUMNS = ("split", "partition", "subset", "set")
-_SPLITS = {
-    "train": "train",
-    "training": "train",
-    "0": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "1": "val",
-    "test": "test",
-    "2": "test",
-}
+# CelebA numbers its parts.
+_SPLITS = {**SPLIT_NAMES, "0": "train", "1": "val", "2": "test"}
 _ANSWERS = {"yes": 1.0, "1": 1.0, "true": 1.0, "no": 0.0, "0": 0.0, "false": 0.0}
 
 
@@ -135,18 +132,15 @@ def _open_celeba(folder: Path, suffix: str) -> AttributeSource:
     parts = folder / f"{_CELEBA_PARTS}{suffix}"
     if parts.is_file():
         if suffix == ".csv":
-            told = {row[name] for _, row in rows for name in header[:1]}
-            _, found = _read_csv(parts)
-            part_of = {next(iter(row.values())): list(row.values())[1] for _, row in found}
+            pairs = [list(row.values())[:2] for _, row in _read_csv(parts)[1]]
         else:
-            told = {row["image"] for _, row in rows}
-            part_of = dict(
-                text.split()[:2] for text in parts.read_text(encoding="utf-8").splitlines() if text
-            )
-        missing = sorted(told - part_of.keys())
+            lines = parts.read_text(encoding="utf-8").splitlines()
+            pairs = [text.split()[:2] for text in lines if text]
+        part_of: dict[str, str] = dict(pairs)
+        image = header[0]
+        missing = sorted({row[image] for _, row in rows} - part_of.keys())
         if missing:
             raise ValueError(f"{parts} does not say where {missing[0]} belongs")
-        image = header[0]
         rows = [(line, {**row, "split": part_of[row[image]]}) for line, row in rows]
         header = (*header, "split")
     return _from_rows(str(folder), path, header, rows)
@@ -226,9 +220,7 @@ def _targets(path: Path, labels: Sequence[str], rows: _Rows) -> NDArray[np.float
 def _open_folders(folder: Path) -> AttributeSource:
     splits = {}
     labels: tuple[str, ...] = ()
-    for name, (place, *more) in split_folders(folder).items():
-        if more:
-            raise ValueError(f"{folder} has both {place.name} and {more[0].name}: keep one of them")
+    for name, place in split_folder_of_each(folder).items():
         attributes = class_folders(place)
         if not attributes:
             raise ValueError(

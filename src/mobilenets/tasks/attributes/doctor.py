@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,9 +12,8 @@ from mobilenets.data.doctor import (
     Finding,
     Item,
     Report,
-    examine,
     printable,
-    sort_findings,
+    report_on,
 )
 from mobilenets.data.sources import Split
 from mobilenets.tasks.attributes.data import open_attributes
@@ -31,25 +29,18 @@ def check(where: str) -> Report:
     started = time.monotonic()
     source = open_attributes(where)
     names = sorted(source.splits, key=SPLIT_ORDER.index)
-    items = [item for name in names for item in _items(name, source.splits[name])]
-    examined = examine(items)
-    findings = list(examined.findings)
+    findings: list[Finding] = []
     for name in names:
         findings += _attribute_findings(source.labels, name, source.splits[name])
-    counted = Counter(items[row].split for row in examined.rows_N)
-    return Report(
-        where=where,
-        findings=sort_findings(findings),
-        images={name: {"": counted[name]} for name in names},
-        not_checked=examined.not_checked,
-        seconds=time.monotonic() - started,
-        items=tuple(items),
-    )
+    items = {name: _items(name, source.splits[name]) for name in names}
+    return report_on(where, items, findings, started)
 
 
-def _items(name: str, split: Split) -> Iterator[Item]:
-    for index in range(len(split)):
-        yield Item(split.images, index, printable(split.images.name(index)), name, "")
+def _items(name: str, split: Split) -> list[Item]:
+    return [
+        Item(split.images, index, printable(split.images.name(index)), name, "")
+        for index in range(len(split))
+    ]
 
 
 def _attribute_findings(labels: tuple[str, ...], name: str, split: Split) -> Iterator[Finding]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from mobilenets.training.imitation import binary_divergence
+
 
 def attribute_loss(logits_NL: Tensor, targets_NL: Tensor) -> Tensor:
     """Mean cross-entropy in nats over all that is told; NaN is not.
@@ -30,9 +32,4 @@ def attribute_divergence(logits_NL: Tensor, taught_NL: Tensor, temperature: floa
     >>> float(attribute_divergence(tensor([[1.0, -2.0]]), tensor([[1.0, -2.0]]), 1.0))
     0.0
     """
-    share_NL = (taught_NL / temperature).sigmoid()
-    ours, theirs = (
-        F.binary_cross_entropy_with_logits(one / temperature, share_NL, reduction="sum")
-        for one in (logits_NL, taught_NL)
-    )
-    return (ours - theirs) * temperature**2 / max(1, logits_NL.numel())
+    return binary_divergence(logits_NL, taught_NL, temperature) / max(1, logits_NL.numel())

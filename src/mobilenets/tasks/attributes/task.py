@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -18,7 +17,7 @@ from mobilenets.architecture.network import PAPER_DROPOUT, MobileNet
 from mobilenets.architecture.preprocessing import Preprocessing, channel_order
 from mobilenets.architecture.spec import MobileNetSpec
 from mobilenets.data.doctor import Report
-from mobilenets.data.loaders import Batch, Loader, OnBadImage, evenly, make_loader
+from mobilenets.data.loaders import Batch, Loader, OnBadImage, make_loader
 from mobilenets.data.sources import ALL, FileImages, Split, divide, join
 from mobilenets.data.transforms import Distortion
 from mobilenets.tasks.attributes.data import AttributeSource, open_attributes
@@ -30,7 +29,7 @@ from mobilenets.tasks.attributes.recipes import ATTRIBUTES, RECIPES
 from mobilenets.training.agreement import MAX_RELATIVE_DIFFERENCE, MIN_AGREEMENT, Agreement
 from mobilenets.training.imitation import squared
 from mobilenets.training.recipe import DistillationChoice, Recipe
-from mobilenets.training.task import Prediction, Task, TrainingData, make_loaders
+from mobilenets.training.task import Prediction, Task, TrainingData, choose_part, make_loaders
 
 EVALUATION_BATCH = 64
 # Augmentation of images with boxes alone, and of images with one class.
@@ -125,14 +124,6 @@ class Attributes(Task):
     def to_dict(self) -> dict[str, Any]:
         return {"labels": list(self._labels), "thresholds": list(self._thresholds)}
 
-    @property
-    def preprocessing(self) -> Preprocessing:
-        return self._preprocessing
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return self._labels
-
     def build_model(self, spec: Spec, recipe: Recipe | None = None) -> nn.Module:
         dropout = PAPER_DROPOUT if recipe is None else recipe.dropout
         return MobileNet(_classifier(spec), len(self._labels), dropout=dropout)
@@ -191,20 +182,9 @@ class Attributes(Task):
     ) -> tuple[str, Loader, tuple[str, ...]]:
         source = open_attributes(where)
         own = source.fingerprint() == record.get("fingerprint")
-        parts = dict(_only(source, self._labels).splits)
-        name = split or next(name for name in ("test", "val", ALL, "train") if name in parts)
-        if own and "held_out" in record:
-            # As the run was trained: a part of its only images was held out.
-            parts |= dict(zip(("train", "val"), _divided(source, record), strict=True))
-            name = "val" if split is None and name in (ALL, "train") else name
-        if name not in parts:
-            raise ValueError(f"{where} has no split {name!r}: it has {', '.join(parts)}")
-        part = parts[name]
-        warnings: tuple[str, ...] = ()
-        if own and name in ("train", ALL):
-            warnings = ("these are images the model was trained on: the figures flatter it",)
-        if limit is not None and len(part) > limit:
-            part = part.take(evenly(len(part), limit))
+        parts = _only(source, self._labels).splits
+        held = _divided(source, record) if own and "held_out" in record else None
+        name, part, warnings = choose_part(where, parts, split, held, own=own, limit=limit)
         loader, skipped = make_loader(
             part,
             self._preprocessing,
@@ -222,11 +202,6 @@ class Attributes(Task):
         if choice.loss == "squared":
             return squared(outputs, taught)
         return attribute_divergence(outputs, taught, choice.temperature or 1.0)
-
-    def sized(self, height: int, width: int) -> Self:
-        other = copy.copy(self)
-        other._preprocessing = replace(self._preprocessing, height=height, width=width)
-        return other
 
     def metrics(self) -> AttributeMetrics:
         # Training fits thresholds to its validation images; a run that is evaluated has them.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -164,14 +162,6 @@ class Classification(Task):
         more = {} if self.outputs == len(self._labels) else {"outputs": self.outputs}
         return {"labels": list(self._labels), **more}
 
-    @property
-    def preprocessing(self) -> Preprocessing:
-        return self._preprocessing
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return self._labels
-
     def build_model(self, spec: Spec, recipe: Recipe | None = None) -> nn.Module:
         dropout = PAPER_DROPOUT if recipe is None else recipe.dropout
         return MobileNet(_classifier(spec), self.outputs, dropout=dropout)
@@ -308,11 +298,6 @@ class Classification(Task):
         if choice.loss == "squared":
             return squared(outputs, taught)
         return soft(outputs, taught, choice.temperature or TEMPERATURE)
-
-    def sized(self, height: int, width: int) -> Self:
-        other = copy.copy(self)
-        other._preprocessing = replace(self._preprocessing, height=height, width=width)
-        return other
 
     def metrics(self) -> ClassificationMetrics:
         return ClassificationMetrics(self._labels, self.outputs)

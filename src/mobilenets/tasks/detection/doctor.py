@@ -15,9 +15,8 @@ from mobilenets.data.doctor import (
     Severity,
     about,
     count_of,
-    examine,
     printable,
-    sort_findings,
+    report_on,
 )
 from mobilenets.data.images import BadImageError
 
@@ -39,20 +38,11 @@ def check(where: str) -> Report:
     started = time.monotonic()
     source = open_boxes(where)
     names = sorted(source.splits, key=SPLIT_ORDER.index)
-    items = [item for name in names for item in _items(name, source.splits[name])]
-    examined = examine(items)
-    findings = [*examined.findings, *_class_findings(source)]
+    findings = list(_class_findings(source))
     for name in names:
         findings += _box_findings(name, source.splits[name])
-    counted = Counter(items[row].split for row in examined.rows_N)
-    return Report(
-        where=where,
-        findings=sort_findings(findings),
-        images={name: {"": counted[name]} for name in names},
-        not_checked=examined.not_checked,
-        seconds=time.monotonic() - started,
-        items=tuple(items),
-    )
+    items = {name: _items(name, source.splits[name]) for name in names}
+    return report_on(where, items, findings, started)
 
 
 def _items(name: str, split: BoxSplit) -> list[Item]:

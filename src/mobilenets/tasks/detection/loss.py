@@ -13,6 +13,7 @@ from torchvision.ops import box_area, box_iou, sigmoid_focal_loss
 
 from mobilenets.data.box_loader import IGNORED, LABEL
 from mobilenets.tasks.detection.boxes import CODER, Scores, shares_of
+from mobilenets.training.imitation import binary_divergence, divergence
 
 # A box of the detector is taught the object that it overlaps by this much, or by the most of all.
 OVERLAP = 0.5
@@ -103,19 +104,9 @@ def imitation_loss(
     moves_NA4, logits_NAK = outputs_NAD[..., :4].float(), outputs_NAD[..., 4:].float()
     wanted_NA4, taught_NAK = taught_NAD[..., :4].float(), taught_NAD[..., 4:].float()
     sure_NA = shares_of(taught_NAK, scores)[..., 1:].amax(-1)
-    ours_NAK, theirs_NAK = logits_NAK / temperature, taught_NAK / temperature
-    if scores == "softmax":
-        log_NAK = F.log_softmax(theirs_NAK, -1)
-        divergence = (log_NAK.exp() * (log_NAK - F.log_softmax(ours_NAK, -1))).sum()
-    else:
-        share_NAK = theirs_NAK.sigmoid()
-        ours, theirs = (
-            F.binary_cross_entropy_with_logits(one, share_NAK, reduction="sum")
-            for one in (ours_NAK, theirs_NAK)
-        )
-        divergence = ours - theirs
+    diverge = divergence if scores == "softmax" else binary_divergence
     moved_NA = F.smooth_l1_loss(moves_NA4, wanted_NA4, reduction="none").sum(-1)
-    whole = divergence * temperature**2 + (moved_NA * sure_NA).sum()
+    whole = diverge(logits_NAK, taught_NAK, temperature) + (moved_NA * sure_NA).sum()
     return whole / sure_NA.sum().clamp(min=1)
 
 

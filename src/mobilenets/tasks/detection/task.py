@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from mobilenets.architecture.preprocessing import Preprocessing, channel_order
 from mobilenets.data.box_loader import BoxDistortion, make_box_loader
 from mobilenets.data.boxes import BoxSource, BoxSplit, open_boxes, usable
 from mobilenets.data.doctor import Report
-from mobilenets.data.loaders import Batch, Loader, OnBadImage, evenly
+from mobilenets.data.loaders import Batch, Loader, OnBadImage
 from mobilenets.data.parts import Part
 from mobilenets.data.sources import divide
 from mobilenets.tasks.detection.boxes import (
@@ -44,7 +43,7 @@ from mobilenets.tasks.detection.prediction import BoxPrediction, Found, join_par
 from mobilenets.tasks.detection.recipes import FRCNN_FINETUNE, RECIPES, SSD_FINETUNE
 from mobilenets.tasks.detection.ssd import PyramidSsd, Ssd
 from mobilenets.training.recipe import DistillationChoice, Recipe
-from mobilenets.training.task import Form, Prediction, Task, TrainingData, make_loaders
+from mobilenets.training.task import Form, Prediction, Task, TrainingData, choose_part, make_loaders
 
 _NETWORKS: dict[str, Callable[[DetectorSpec, int], nn.Module]] = {
     "ssd": Ssd,
@@ -164,14 +163,6 @@ class Detection(Task):
             "detector": self._spec.to_dict(),
         }
 
-    @property
-    def preprocessing(self) -> Preprocessing:
-        return self._preprocessing
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return self._labels
-
     def build_model(self, spec: Spec, recipe: Recipe | None = None) -> nn.Module:
         del recipe
         spec = _detector(spec)
@@ -202,13 +193,11 @@ class Detection(Task):
         train, wrong = usable(train)
         val, wrong_val = usable(val)
         flaws = [*wrong, *wrong_val]
-        changes = recipe.augmentation.model_dump(include=set(_CHANGES))
-        distortion = BoxDistortion(**{**changes, "colour": bool(changes["colour"])})
         train_loader, val_loader, bad_train, bad_val = make_loaders(
             make_box_loader,
             (train, val),
             self._preprocessing,
-            distortion,
+            distortion_of(recipe),
             recipe,
             source.where,
             evaluation_batch=self._evaluation_batch,
@@ -251,22 +240,10 @@ class Detection(Task):
             )
         if source.labels != self._labels:
             source = source.only(self._labels)
-        name = split or next(
-            name for name in ("test", "val", "all", "train") if name in source.splits
-        )
-        parts = dict(source.splits)
+        held = None
         if own and "held_out" in record:
-            # As the run was trained: a part of its only images was held out.
-            taught, held = divide(_training_part(source), record["held_out"], record["seed"])
-            parts |= {"train": taught, "val": held}
-            name = "val" if split is None and name in ("all", "train") else name
-        if name not in parts:
-            raise ValueError(f"{where} has no split {name!r}: it has {', '.join(parts)}")
-        part = parts[name]
-        if own and name in ("train", "all"):
-            warnings.append("these are images the model was trained on: the figures flatter it")
-        if limit is not None and len(part) > limit:
-            part = part.take(evenly(len(part), limit))
+            held = divide(_training_part(source), record["held_out"], record["seed"])
+        name, part, said = choose_part(where, source.splits, split, held, own=own, limit=limit)
         part, _ = usable(part)
         loader, skipped = make_box_loader(
             part,
@@ -275,7 +252,7 @@ class Detection(Task):
             what=f"{name} images",
             on_bad_image=on_bad_image,
         )
-        return name, loader, (*warnings, *(f"left out: {problem}" for problem in skipped))
+        return name, loader, (*warnings, *said, *(f"left out: {problem}" for problem in skipped))
 
     def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> dict[str, Tensor]:
         del recipe
@@ -291,11 +268,6 @@ class Detection(Task):
         if choice.loss == "squared":
             raise ValueError("recipe: distillation.loss of a detector is soft")
         return imitation_loss(outputs, taught, self._scores, choice.temperature or 1.0)
-
-    def sized(self, height: int, width: int) -> Self:
-        other = copy.copy(self)
-        other._preprocessing = replace(self._preprocessing, height=height, width=width)
-        return other
 
     def metrics(self) -> DetectionMetrics:
         return DetectionMetrics(self._labels, self._find, self._lose)
@@ -370,6 +342,12 @@ class Detection(Task):
                 for box, score, label in rows
             )
         )
+
+
+def distortion_of(recipe: Recipe) -> BoxDistortion:
+    """What a recipe does to training images."""
+    changes = recipe.augmentation.model_dump(include=set(_CHANGES))
+    return BoxDistortion(**{**changes, "colour": bool(changes["colour"])})
 
 
 def _detector(spec: Spec) -> DetectorSpec:
