@@ -53,7 +53,7 @@ EXECUTED = ("onnx", "litert", "executorch", "openvino")
 SURE, OVERLAP = 0.3, 0.8
 TRAINED = {
     "ssd": "--model ssd300/0.75 --recipe ssd-finetune --max-time 36m",
-    "frcnn": "--model frcnn300/0.75 --recipe frcnn-finetune --max-time 16m",
+    "frcnn": "--model frcnn300/0.75 --recipe frcnn-finetune --max-time 32m",
 }
 
 
