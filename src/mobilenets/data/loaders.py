@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from mobilenets.architecture.preprocessing import Preprocessing
 from mobilenets.data.images import BadImageError
 from mobilenets.data.progress import progress
-from mobilenets.data.sources import Split
+from mobilenets.data.sources import UNKNOWN, Split
 from mobilenets.data.transforms import (
     Distortion,
     distort_batch,
@@ -186,6 +186,70 @@ class Order:
         return replace(self, shuffled=False)
 
 
+@dataclass(frozen=True)
+class GroupedOrder:
+    """Batches of several images of each of several classes, so that there is something to compare.
+
+    Every image stands in one group an epoch; a class whose last group is not full lends it some of its images again, and a class
+    of one image has nothing to compare and is left out.
+
+    Args:
+        targets_N: class indices.
+        group: images of a class that stand together.
+
+    >>> order = GroupedOrder(torch.tensor([0, 0, 0, 1, 1, 2]), batch_size=4, seed=0, group=2)
+    >>> order.used, [len(rows) for rows in order.rows(0)]
+    (6, [4, 2])
+    """
+
+    targets_N: Tensor
+    batch_size: int
+    seed: int
+    group: int
+
+    @property
+    def used(self) -> int:
+        return self.group * sum(-(-len(rows) // self.group) for rows in self._classes())
+
+    def rows(self, epoch: int) -> Sequence[Tensor]:
+        random = generator_of(self.seed, epoch)
+        groups: list[Tensor] = []
+        for rows in self._classes():
+            order = rows[torch.randperm(len(rows), generator=random)]
+            whole = -(-len(rows) // self.group) * self.group
+            groups += torch.split(order.repeat(-(-whole // len(rows)))[:whole], self.group)
+        shuffled = torch.randperm(len(groups), generator=random)
+        return torch.split(torch.cat([groups[place] for place in shuffled]), self.batch_size)
+
+    def __len__(self) -> int:
+        return -(-self.used // self.batch_size)
+
+    def straight(self) -> Order:
+        """All images, from the first to the last."""
+        return Order(len(self.targets_N), self.batch_size, self.seed, shuffled=False)
+
+    def _classes(self) -> list[Tensor]:
+        """Images of each class that has two."""
+        order = torch.argsort(self.targets_N, stable=True)
+        classes, counts = torch.unique_consecutive(self.targets_N[order], return_counts=True)
+        rows = zip(classes.tolist(), torch.split(order, counts.tolist()), strict=True)
+        return [places for one, places in rows if one != UNKNOWN and len(places) > 1]
+
+
+def _order_of(
+    targets_N: Tensor,
+    batch_size: int,
+    seed: int,
+    *,
+    shuffled: bool,
+    drop_last: bool,
+    group: int | None,
+) -> Order | GroupedOrder:
+    if group is not None and shuffled:
+        return GroupedOrder(targets_N, batch_size, seed, group)
+    return Order(len(targets_N), batch_size, seed, shuffled, drop_last)
+
+
 class MemoryLoader:
     """Small images, decoded once, kept as uint8 and gathered by index.
 
@@ -194,6 +258,7 @@ class MemoryLoader:
         targets_N: class indices.
         distortion: training's distortions and order; None gives the images as they are, in order.
         drop_last: leave an incomplete last batch of training out.
+        group: so many images of a class stand together in training.
     """
 
     def __init__(
@@ -206,13 +271,16 @@ class MemoryLoader:
         seed: int = 0,
         *,
         drop_last: bool = False,
+        group: int | None = None,
     ) -> None:
         self._pixels_NHWC = pixels_NHWC
         self._targets_N = targets_N
         self._preprocessing = preprocessing
         self._distortion = distortion
         shuffled = distortion is not None
-        self._order = Order(len(targets_N), batch_size, seed, shuffled, drop_last)
+        self._order = _order_of(
+            targets_N, batch_size, seed, shuffled=shuffled, drop_last=drop_last, group=group
+        )
         self._mirrored_first_N = torch.rand(len(targets_N), generator=generator_of(seed)) < 0.5
 
     @property
@@ -303,7 +371,11 @@ class DiskLoader(ABC):
     """
 
     def __init__(
-        self, photos: Photos, preprocessing: Preprocessing, order: Order, workers: int | None
+        self,
+        photos: Photos,
+        preprocessing: Preprocessing,
+        order: Order | GroupedOrder,
+        workers: int | None,
     ) -> None:
         self._photos = photos
         self._preprocessing = preprocessing
@@ -353,7 +425,7 @@ class DiskLoader(ABC):
     def in_order(self) -> Self:
         return self._reading(self._photos.changed_by(None), self._order.straight())
 
-    def _reading(self, photos: Photos, order: Order) -> Self:
+    def _reading(self, photos: Photos, order: Order | GroupedOrder) -> Self:
         other = copy.copy(self)
         other._photos, other._order, other._asked, other._reader = photos, order, [], None
         return other
@@ -389,11 +461,16 @@ class PhotoLoader(DiskLoader):
         workers: int | None = None,
         *,
         drop_last: bool = False,
+        group: int | None = None,
     ) -> None:
         photos = _Photos(split, preprocessing, distortion, seed, STILL)
-        order = Order(len(split), batch_size, seed, distortion is not None, drop_last)
+        targets_N = torch.from_numpy(split.targets)
+        shuffled = distortion is not None
+        order = _order_of(
+            targets_N, batch_size, seed, shuffled=shuffled, drop_last=drop_last, group=group
+        )
         super().__init__(photos, preprocessing, order, workers)
-        self._targets_N = torch.from_numpy(split.targets)
+        self._targets_N = targets_N
 
     def _stack(self, read: list[Tensor | str]) -> Tensor | str:
         problem = next((image for image in read if isinstance(image, str)), None)
@@ -440,6 +517,7 @@ def make_loader(
     seed: int = 0,
     *,
     drop_last: bool = False,
+    group: int | None = None,
     what: str = "images",
     on_bad_image: OnBadImage = "stop",
 ) -> tuple[Loader, tuple[str, ...]]:
@@ -452,6 +530,7 @@ def make_loader(
     Args:
         distortion: for training; None for evaluation.
         drop_last: leave an incomplete last batch of training out.
+        group: so many images of a class stand together in batches of training.
         what: what the progress bar calls the images.
         on_bad_image: `stop` raises for images that can't be read, `skip` leaves them out.
 
@@ -483,12 +562,21 @@ def make_loader(
     refuse_bad_images(problems, len(split), what, on_bad_image)
     kept = split if len(good) == len(split) else split.take(good)
     if not in_memory:
-        photos = PhotoLoader(kept, preprocessing, batch_size, distortion, seed, drop_last=drop_last)
+        photos = PhotoLoader(
+            kept, preprocessing, batch_size, distortion, seed, drop_last=drop_last, group=group
+        )
         return photos, tuple(problems)
     stacked_NHWC = torch.stack([image for image in pixels if image is not None])
     targets_N = torch.from_numpy(kept.targets)
     small = MemoryLoader(
-        stacked_NHWC, targets_N, preprocessing, batch_size, distortion, seed, drop_last=drop_last
+        stacked_NHWC,
+        targets_N,
+        preprocessing,
+        batch_size,
+        distortion,
+        seed,
+        drop_last=drop_last,
+        group=group,
     )
     return small, tuple(problems)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mobilenets.data.images import find_images
 from mobilenets.data.loaders import Batch, evenly, join
+from mobilenets.data.sources import UNKNOWN
 from mobilenets.training.run import Run
 from mobilenets.training.task import Task
 
@@ -135,9 +136,10 @@ def _labelled(run: Run, where: str, split: str | None, limit: int) -> Evidence:
     except ValueError as error:
         raise ValueError(f"{error}; give images to compare on with --images") from None
     whole = join(list(loader.batches()))
+    unknown = whole.targets_N.dim() == 1 and bool((whole.targets_N == UNKNOWN).all())
     return Evidence(
         images_NCHW=whole.images_NCHW.contiguous(),
-        targets_N=whole.targets_N,
+        targets_N=None if unknown else whole.targets_N,
         sizes_N2=whole.sizes_N2,
         source=f"{_names([where])} ({name})",
     )

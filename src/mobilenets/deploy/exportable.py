@@ -48,6 +48,7 @@ class Exportable:
         labels: of the outputs; empty where they have none.
         form: of the outputs, before a selection.
         selection: which boxes the file tells; None where it tells every output.
+        gives: what a network's own outputs are called.
         int8: how to quantise it; None leaves it in float.
     """
 
@@ -57,6 +58,7 @@ class Exportable:
     labels: tuple[str, ...] = field(default=())
     form: Form = "network"
     selection: Selection | None = None
+    gives: str = "logits"
     int8: Int8 | None = None
 
     @classmethod
@@ -70,10 +72,16 @@ class Exportable:
         model = cls.of_network(run.task.in_file(run.model, form), run.spec)
         labels = list(run.labels)
         head = getattr(run.model, "classifier", None)
-        if isinstance(head, nn.Linear):
+        if labels and isinstance(head, nn.Linear):
             # A recipe may ask for more outputs than there are classes.
             labels += [f"unused {number}" for number in range(len(labels), head.out_features)]
-        return replace(model, preprocessing=run.preprocessing, labels=tuple(labels), form=form)
+        return replace(
+            model,
+            preprocessing=run.preprocessing,
+            labels=tuple(labels),
+            form=form,
+            gives=run.task.output,
+        )
 
     @classmethod
     def of_network(cls, network: nn.Module, spec: Spec) -> Self:
@@ -99,7 +107,7 @@ class Exportable:
         """What the outputs are called."""
         if self.selection is not None:
             return "found"
-        return "logits" if self.form == "network" else self.form
+        return self.gives if self.form == "network" else self.form
 
     def pixels(self, images_NCHW: Tensor) -> Tensor:
         """Values from 0 to 255 of images that are normalised."""

@@ -86,28 +86,31 @@ class Distilled:
         height, width = max(ours.height, theirs.height), max(ours.width, theirs.width)
         more = self._unlabelled
         data = self._task.build_data(recipe, on_bad_image=on_bad_image, unlabelled=more)
-        seen, train = ours, data.train
+        seen, large = ours, data
         if (height, width) != (ours.height, ours.width):
             # The teacher sees more than the student can.
             larger = self._task.sized(height, width)
-            seen, train = (
-                larger.preprocessing,
-                larger.build_data(recipe, on_bad_image=on_bad_image, unlabelled=more).train,
-            )
-        kept = None
-        if self._choice.sees == "whole":
-            asked = [
-                self._teacher.fingerprint,
-                theirs.to_dict(),
-                seen.to_dict(),
-                data.record,
-                [str(path) for path in more],
-                (recipe.fraction, recipe.seed) if recipe.fraction < 1 else None,
-            ]
-            key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:24]
-            kept = answers_folder() / f"{key}.safetensors"
-        taught = TaughtLoader(data.train, train, self._teacher, seen, ours, self._columns, kept)
-        return replace(data, train=taught, loss=self.loss)
+            seen = larger.preprocessing
+            large = larger.build_data(recipe, on_bad_image=on_bad_image, unlabelled=more)
+        asked = [
+            self._teacher.fingerprint,
+            theirs.to_dict(),
+            seen.to_dict(),
+            data.record,
+            [str(path) for path in more],
+            (recipe.fraction, recipe.seed) if recipe.fraction < 1 else None,
+        ]
+
+        def taught(own: Loader, loader: Loader, *part: str) -> TaughtLoader:
+            kept = None
+            if self._choice.sees == "whole" or part:
+                whole = json.dumps([*asked, *part], sort_keys=True)
+                key = hashlib.sha256(whole.encode()).hexdigest()[:24]
+                kept = answers_folder() / f"{key}.safetensors"
+            return TaughtLoader(own, loader, self._teacher, seen, ours, self._columns, kept)
+
+        val = taught(data.val, large.val, "val") if self._task.asks_teacher else data.val
+        return replace(data, train=taught(data.train, large.train), val=val, loss=self.loss)
 
     def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> dict[str, Tensor]:
         """The task's losses, `labels` and `teacher` apart, and both as the recipe weighs them."""

@@ -142,6 +142,24 @@ class DistillationChoice(_Choices):
     std: tuple[float, ...] | None = Field(default=None, description="beside mean")
 
 
+class EmbeddingChoice(_Choices):
+    """What pulls images of one identity together, and others apart.
+
+    `triplet` asks that an image be nearer to one of the same identity than to one of another, by `margin`, in squared distance; of
+    the others in the batch it takes those that are further away, but not by that much (Schroff et al., arXiv 1503.03832).
+    `arcface` learns a direction for each identity of training, and asks for an angle of `margin` degrees beside it, at a `scale`
+    (Deng et al., arXiv 1801.07698).
+    """
+
+    size: int = Field(default=128, ge=2, description="values of an embedding")
+    loss: Literal["triplet", "arcface"] = "triplet"
+    margin: float | None = Field(
+        default=None, gt=0, description="0.2 in squared distance, 28.6 degrees"
+    )
+    scale: float = Field(default=64.0, gt=0, description="of arcface")
+    group: int = Field(default=4, ge=2, description="images of an identity in a batch")
+
+
 class EarlyStopping(_Choices):
     """End when a validation figure has not improved for `patience` epochs."""
 
@@ -170,6 +188,7 @@ class Recipe(_Choices):
     growth: GrowthChoice | None = None
     fine_tuning: FineTuningChoice | None = None
     distillation: DistillationChoice | None = None
+    embedding: EmbeddingChoice | None = None
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     class_weights: bool = Field(default=False, description="weigh rare classes up")
     outputs: int | None = Field(default=None, ge=1, description="logits; as many as classes")

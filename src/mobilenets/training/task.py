@@ -24,7 +24,7 @@ from mobilenets.data.sources import ALL, P
 from mobilenets.training.agreement import Agreement
 from mobilenets.training.recipe import DistillationChoice, Recipe
 
-LOWER_IS_BETTER = frozenset({"loss", "calibration_error"})
+LOWER_IS_BETTER = frozenset({"loss", "calibration_error", "equal_error_rate"})
 
 # What outputs are: a network's own; every box of a detector with its score of each class; the boxes that it found.
 Form = Literal["network", "boxes", "found"]
@@ -84,12 +84,14 @@ def make_loaders(
     *,
     evaluation_batch: int,
     on_bad_image: OnBadImage,
+    **more: Any,
 ) -> tuple[Loader, Loader, tuple[str, ...], tuple[str, ...]]:
     """Loaders of what is trained and validated on, and what was left out of each.
 
     Args:
         make: `make_loader` or `make_box_loader`.
         where: the data, for messages.
+        more: for training alone, as `make` takes it.
 
     Raises:
         ValueError: as of `make`, or there is one image alone.
@@ -104,6 +106,7 @@ def make_loaders(
         drop_last=recipe.drop_last,
         what="training images",
         on_bad_image=on_bad_image,
+        **more,
     )
     held, bad_val = make(
         val,
@@ -115,6 +118,28 @@ def make_loaders(
     if not len(taught):
         raise ValueError(f"{where}: one image is too few to train on")
     return taught, held, bad_train, bad_val
+
+
+# Augmentation of images with boxes alone, and of images with one class.
+OF_BOXES, OF_CLASSES = ("expand", "crop", "mosaic"), ("mixup", "cutmix")
+
+
+def refuse_choices(recipe: Recipe, what: str, *, augmentation: Sequence[str]) -> None:
+    """Make sure that a recipe asks for nothing that is for classes or boxes alone.
+
+    Args:
+        what: a task's answers, for messages.
+
+    Raises:
+        ValueError: it does.
+    """
+    plain = type(recipe.augmentation)()
+    for name in augmentation:
+        if getattr(recipe.augmentation, name) != getattr(plain, name):
+            raise ValueError(f"recipe: augmentation.{name} is not for {what}: leave it out")
+    for name in ("label_smoothing", "class_weights", "outputs", "folds"):
+        if getattr(recipe, name) != type(recipe).model_fields[name].default:
+            raise ValueError(f"recipe: {name} is for classes, not for {what}: leave it out")
 
 
 def choose_part(
@@ -155,7 +180,8 @@ class Task(ABC):
     `default_model` is trained where none is named, `hub_task` what model hubs call the task. `mirrors` says whether outputs
     for an image and its mirror image can be averaged. The weights of layers whose names begin with
     `class_layers` are of use for the same classes alone. `figures` names what its metrics compute, and `monitor` the one
-    that decides which epoch is best (more is better); people call it `figure_title`, and what the task answers `answers`.
+    that decides which epoch is best (more is better); people call it `figure_title`, what the task answers `answers`, and files
+    call their output `output`.
     """
 
     name: ClassVar[str]
@@ -163,10 +189,12 @@ class Task(ABC):
     mirrors: ClassVar[bool]
     default_model: ClassVar[str]
     class_layers: ClassVar[tuple[str, ...]]
-    monitor: ClassVar[str]
-    figure_title: ClassVar[str]
     answers: ClassVar[str]
-    figures: ClassVar[tuple[str, ...]]
+    output: ClassVar[str] = "logits"
+    # What one task can tell may depend on its data.
+    monitor: str
+    figure_title: str
+    figures: tuple[str, ...]
 
     _labels: tuple[str, ...]
     _preprocessing: Preprocessing
@@ -310,6 +338,11 @@ class Task(ABC):
     @abstractmethod
     def compare(self, reference: NDArray[np.float32], other: NDArray[np.float32]) -> Agreement:
         """How far a file's outputs are from those of the run."""
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether only a teacher knows what validation images are."""
+        return False
 
     @property
     def steady(self) -> bool:

@@ -29,11 +29,18 @@ from mobilenets.tasks.attributes.recipes import ATTRIBUTES, RECIPES
 from mobilenets.training.agreement import MAX_RELATIVE_DIFFERENCE, MIN_AGREEMENT, Agreement
 from mobilenets.training.imitation import squared
 from mobilenets.training.recipe import DistillationChoice, Recipe
-from mobilenets.training.task import Prediction, Task, TrainingData, choose_part, make_loaders
+from mobilenets.training.task import (
+    OF_BOXES,
+    OF_CLASSES,
+    Prediction,
+    Task,
+    TrainingData,
+    choose_part,
+    make_loaders,
+    refuse_choices,
+)
 
 EVALUATION_BATCH = 64
-# Augmentation of images with boxes alone, and of images with one class.
-_OF_OTHERS = ("expand", "crop", "mosaic", "mixup", "cutmix")
 
 
 class Attributes(Task):
@@ -51,10 +58,10 @@ class Attributes(Task):
     mirrors: ClassVar[bool] = True
     default_model: ClassVar[str] = "0.5-128"
     class_layers: ClassVar[tuple[str, ...]] = ("classifier.",)
-    monitor: ClassVar[str] = "map"
-    figure_title: ClassVar[str] = "mean AP"
+    monitor: str = "map"
+    figure_title: str = "mean AP"
     answers: ClassVar[str] = "answers"
-    figures: ClassVar[tuple[str, ...]] = FIGURES
+    figures: tuple[str, ...] = FIGURES
 
     def __init__(
         self,
@@ -87,7 +94,7 @@ class Attributes(Task):
     ) -> Self:
         spec = _classifier(spec)
         if recipe is not None:
-            _check_recipe(recipe)
+            refuse_choices(recipe, "attributes", augmentation=OF_BOXES + OF_CLASSES)
         half = (0.5,) * spec.input_channels
         given = preprocessing or Preprocessing(
             spec.height,
@@ -148,7 +155,7 @@ class Attributes(Task):
         if unlabelled:
             nothing = np.full((len(unlabelled), len(self._labels)), np.nan, dtype=np.float32)
             train = join([train, Split(FileImages(tuple(unlabelled)), nothing)])
-        choices = recipe.augmentation.model_dump(exclude=set(_OF_OTHERS))
+        choices = recipe.augmentation.model_dump(exclude=set(OF_BOXES + OF_CLASSES))
         train_loader, val_loader, bad_train, bad_val = make_loaders(
             make_loader,
             (train, val),
@@ -265,16 +272,6 @@ def _classifier(spec: Spec) -> MobileNetSpec:
     if not isinstance(spec, MobileNetSpec):
         raise ValueError(f"{spec} detects: a model for attributes is named as 0.5-128 is")
     return spec
-
-
-def _check_recipe(recipe: Recipe) -> None:
-    plain = type(recipe.augmentation)()
-    for name in _OF_OTHERS:
-        if getattr(recipe.augmentation, name) != getattr(plain, name):
-            raise ValueError(f"recipe: augmentation.{name} is not for attributes: leave it out")
-    for name in ("label_smoothing", "class_weights", "outputs", "folds"):
-        if getattr(recipe, name) != type(recipe).model_fields[name].default:
-            raise ValueError(f"recipe: {name} is for classes, not for attributes: leave it out")
 
 
 def _divided(source: AttributeSource, division: Mapping[str, Any]) -> tuple[Split, Split]:

@@ -40,16 +40,12 @@ from mobilenets.tasks.classification.recipes import CIFAR, DIGITS, FINETUNE, MOD
 from mobilenets.training.agreement import Parity, compare
 from mobilenets.training.imitation import soft, squared
 from mobilenets.training.recipe import DistillationChoice, Recipe
-from mobilenets.training.task import Prediction, Task, TrainingData, make_loaders
+from mobilenets.training.task import OF_BOXES, Prediction, Task, TrainingData, make_loaders
 
 TOP = 5
 EVALUATION_BATCH = 64
 # Of what a teacher says.
 TEMPERATURE = 4.0
-
-
-# Augmentation of images with boxes alone.
-_OF_BOXES = ("expand", "crop", "mosaic")
 
 
 class Classification(Task):
@@ -68,10 +64,10 @@ class Classification(Task):
     mirrors: ClassVar[bool] = True
     default_model: ClassVar[str] = "0.5-160"
     class_layers: ClassVar[tuple[str, ...]] = ("classifier.",)
-    monitor: ClassVar[str] = "top1"
-    figure_title: ClassVar[str] = "top-1"
+    monitor: str = "top1"
+    figure_title: str = "top-1"
     answers: ClassVar[str] = "first guesses"
-    figures: ClassVar[tuple[str, ...]] = FIGURES
+    figures: tuple[str, ...] = FIGURES
 
     def __init__(
         self,
@@ -202,7 +198,7 @@ class Classification(Task):
             train = join([train, Split(files, np.full(len(files), UNKNOWN))])
         # The recipe's choices and the loader's distortions have the same names.
         choices = recipe.augmentation.model_dump()
-        for name in _OF_BOXES:
+        for name in OF_BOXES:
             if choices.pop(name) != getattr(type(recipe.augmentation)(), name):
                 raise ValueError(
                     f"recipe: augmentation.{name} is for images with boxes: leave it out"

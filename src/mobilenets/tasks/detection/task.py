@@ -79,10 +79,10 @@ class Detection(Task):
         "score_tower.",
         "second.box_predictor.",
     )
-    monitor: ClassVar[str] = "map"
-    figure_title: ClassVar[str] = "mAP"
+    monitor: str = "map"
+    figure_title: str = "mAP"
     answers: ClassVar[str] = "boxes"
-    figures: ClassVar[tuple[str, ...]] = FIGURES
+    figures: tuple[str, ...] = FIGURES
 
     def __init__(
         self,
