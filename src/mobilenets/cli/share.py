@@ -47,4 +47,4 @@ def pull(
     if as_json:
         print_json({"run": str(folder), "model": str(run.spec), "classes": len(run.labels)})
     else:
-        typer.echo(f"{run.spec}, {len(run.labels):,} classes; the run is in {folder}")
+        typer.echo(f"{run.spec}, {run.task.kinds}; the run is in {folder}")

@@ -196,8 +196,8 @@ def _train(
         note(f"warning: {warning}")
     run = job.run
     note(
-        f"training {run.spec} on {job.data.train.images:,} images of {len(run.labels)} "
-        f"classes, validating on {job.data.val.images:,}; recipe {job.recipe.name}, {target}"
+        f"training {run.spec} on {job.data.train.images:,} images of {run.task.kinds}, "
+        f"validating on {job.data.val.images:,}; recipe {job.recipe.name}, {target}"
         + (f", {mine.count} processes" if mine.count > 1 else "")
         + f"; to {run.folder}"
     )

@@ -384,6 +384,7 @@ class DiskLoader(ABC):
         self._device = torch.device("cpu")
         self._asked: list[list[tuple[int, int]]] = []
         self._reader: DataLoader[Any] | None = None
+        self._lasting = True
 
     @property
     def images(self) -> int:
@@ -413,7 +414,7 @@ class DiskLoader(ABC):
             collate_fn=self._stack,
             prefetch_factor=2 if workers else None,
             # Processes that begin anew in each epoch make training copy its memory each time, page by page.
-            persistent_workers=workers > 0,
+            persistent_workers=self._lasting and workers > 0,
             pin_memory=self._device.type == "cuda",
             # It draws a seed for its workers: not from the generator that dropout draws from.
             generator=torch.Generator(),
@@ -428,6 +429,8 @@ class DiskLoader(ABC):
     def _reading(self, photos: Photos, order: Order | GroupedOrder) -> Self:
         other = copy.copy(self)
         other._photos, other._order, other._asked, other._reader = photos, order, [], None
+        # Read once: processes that outlive it would be known to those that begin later, which can't end them.
+        other._lasting = False
         return other
 
     def to(self, device: torch.device) -> None:

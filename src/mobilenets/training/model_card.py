@@ -16,9 +16,10 @@ from mobilenets.weights.registry import HUB
 
 def write_model_card(run: Run, recipe: Recipe | None) -> None:
     """Write the card from what the run holds; of weights that were trained elsewhere, without a recipe."""
-    counted = count(model_layers(run.spec, len(run.labels)))
+    counted = count(model_layers(run.spec, run.task.outputs))
     preprocessing = run.preprocessing
-    labels = ", ".join(run.labels[:20]) + (", …" if len(run.labels) > 20 else "")
+    labels = ": " + ", ".join(run.labels[:20]) if run.labels else ""
+    labels += ", …" if len(run.labels) > 20 else ""
     origin = run.config.get("origin", {})
     head = licence_line(run.config.get("licence") or origin.get("licence", ""))
     start = str(run.config.get("start", ""))
@@ -33,7 +34,7 @@ tags: [mobilenet, {run.task.name}]
 
 # MobileNet {run.spec}, {run.task.name}
 
-{len(run.labels)} classes: {labels}
+{run.task.kinds}{labels}
 
 | cost | |
 |---|---|

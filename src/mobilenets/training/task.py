@@ -269,6 +269,16 @@ class Task(ABC):
         """Class names by index."""
         return self._labels
 
+    @property
+    def outputs(self) -> int:
+        """How many values the classifier gives, where the network has one, for the cost."""
+        return len(self._labels)
+
+    @property
+    def kinds(self) -> str:
+        """Of what the images are, for messages."""
+        return f"{len(self._labels):,} classes"
+
     def sized(self, height: int, width: int) -> Self:
         """The same task on images of another size."""
         other = copy.copy(self)

@@ -47,7 +47,7 @@ class ReportData:
 
 def write_report(run: Run, data: ReportData, path: Path) -> None:
     """Write the page: curves, confusion matrix, worst mistakes, cost, latency, next commands."""
-    counted = count(model_layers(run.spec, len(run.labels)))
+    counted = count(model_layers(run.spec, run.task.outputs))
     page = render(
         "report.html",
         run=run,

@@ -78,12 +78,16 @@ class Classification(Task):
         outputs: int | None = None,
         class_weights_K: Tensor | None = None,
     ) -> None:
-        self.outputs = outputs or len(labels)
+        self._outputs = outputs or len(labels)
         self._class_weights_K = class_weights_K
         self._labels = tuple(labels)
         self._preprocessing = preprocessing
         self._source = source
         self._warnings = tuple(warnings)
+
+    @property
+    def outputs(self) -> int:
+        return self._outputs
 
     @classmethod
     def recipes(cls) -> Mapping[str, Recipe]:
@@ -155,12 +159,12 @@ class Classification(Task):
         return check(where, network=network, preprocessing=preprocessing, noisy=noisy)
 
     def to_dict(self) -> dict[str, Any]:
-        more = {} if self.outputs == len(self._labels) else {"outputs": self.outputs}
+        more = {} if self._outputs == len(self._labels) else {"outputs": self._outputs}
         return {"labels": list(self._labels), **more}
 
     def build_model(self, spec: Spec, recipe: Recipe | None = None) -> nn.Module:
         dropout = PAPER_DROPOUT if recipe is None else recipe.dropout
-        return MobileNet(_classifier(spec), self.outputs, dropout=dropout)
+        return MobileNet(_classifier(spec), self._outputs, dropout=dropout)
 
     def fit_head(
         self, model: nn.Module, data: TrainingData, recipe: Recipe, device: torch.device
@@ -210,7 +214,7 @@ class Classification(Task):
             raise ValueError(
                 "augmentation.colour and augmentation.randaugment change grey and RGB images, not RGBA"
             )
-        distortion = Distortion(**choices, outputs=self.outputs)
+        distortion = Distortion(**choices, outputs=self._outputs)
         train_loader, val_loader, bad_train, bad_val = make_loaders(
             make_loader,
             (train, val),
@@ -296,7 +300,7 @@ class Classification(Task):
         return soft(outputs, taught, choice.temperature or TEMPERATURE)
 
     def metrics(self) -> ClassificationMetrics:
-        return ClassificationMetrics(self._labels, self.outputs)
+        return ClassificationMetrics(self._labels, self._outputs)
 
     def compare(self, reference: NDArray[np.float32], other: NDArray[np.float32]) -> Parity:
         return compare(reference, other)

@@ -66,7 +66,8 @@ class Embedding(Task):
     Args:
         size: values of an embedding.
         preprocessing: how an image becomes the input.
-        identities: of training, each of which has a direction of its own (ArcFace); None without.
+        identities: how many training knows.
+        directions: whether each of them has one of its own (ArcFace).
         parts: what is trained and validated on, where the task is made for training.
     """
 
@@ -85,13 +86,15 @@ class Embedding(Task):
         self,
         size: int,
         preprocessing: Preprocessing,
-        identities: int | None = None,
+        identities: int = 0,
         parts: _Parts | None = None,
+        *,
+        directions: bool = False,
     ) -> None:
         self._labels = ()
         self._size = size
         self._preprocessing = preprocessing
-        self._identities = identities
+        self._identities, self._directions = identities, directions
         self._parts = parts
         self._margin: nn.Module | None = None
         if self.asks_teacher:
@@ -145,12 +148,22 @@ class Embedding(Task):
                 raise ValueError(
                     f"{where} has one image of nearly every identity: triplets need two of each; try --recipe arcface"
                 )
-        directions = identities if choice.loss == "arcface" and _learns_identities(recipe) else None
-        return cls(choice.size, given, directions, _Parts(source, train, val, division))
+        return cls(
+            choice.size,
+            given,
+            identities,
+            _Parts(source, train, val, division),
+            directions=choice.loss == "arcface" and _learns_identities(recipe),
+        )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], preprocessing: Preprocessing) -> Self:
-        return cls(values["size"], preprocessing, values["identities"])
+        return cls(
+            values["size"],
+            preprocessing,
+            values["identities"],
+            directions=values["directions"],
+        )
 
     @classmethod
     def of_weights(cls, spec: Spec, labels: Sequence[str], preprocessing: Preprocessing) -> Self:
@@ -171,13 +184,25 @@ class Embedding(Task):
         del network, preprocessing, noisy
         return check(where)
 
+    @property
+    def outputs(self) -> int:
+        return self._size
+
+    @property
+    def kinds(self) -> str:
+        return f"{self._identities or 'no'} known identities"
+
     def to_dict(self) -> dict[str, Any]:
-        return {"size": self._size, "identities": self._identities}
+        return {
+            "size": self._size,
+            "identities": self._identities,
+            "directions": self._directions,
+        }
 
     def build_model(self, spec: Spec, recipe: Recipe | None = None) -> nn.Module:
         dropout = PAPER_DROPOUT if recipe is None else recipe.dropout
         network = MobileNet(_body(spec), self._size, dropout=dropout)
-        if self._identities is not None:
+        if self._directions:
             choice = EmbeddingChoice(size=self._size) if recipe is None else _choice(recipe)
             margin = arcface(self._identities, choice)
             network.add_module("margin", margin)
