@@ -1,15 +1,18 @@
-"""What a teacher is worth: face attributes without a label, and CIFAR-10 beside the labels.
+"""What a teacher is worth: face attributes and embeddings without a label, and CIFAR-10 beside the labels.
 
-    python benchmarks/distillation.py --shared SHARED [--cifar cifar10-folder] [--only attributes cifar] [--names NAME ...]
-                                      [--seeds 0 1 2] [--runs runs/distillation]
+    python benchmarks/distillation.py --shared SHARED [--cifar cifar10-folder] [--only attributes cifar faces people verification]
+                                      [--names NAME ...] [--seeds 0 1 2] [--runs runs/distillation]
 
-SHARED holds `data/faces_attr.tar` and the quantised ImageNet weights; `--cifar` is as benchmarks/cifar10.py takes it. Each
-training leaves one JSON file in docs/results/distillation/; what is there is not run again. A teacher is trained once, with the
-first seed.
+SHARED holds `data/faces_attr.tar`, `data/orl_faces.tar`, MobileFaceNet.onnx and the quantised ImageNet weights; `--cifar` is as
+benchmarks/cifar10.py takes it. Each training leaves one JSON file in docs/results/distillation/; what is there is not run again.
+A teacher is trained once, with the first seed.
 
 - `attributes`: a teacher, 1.0-128 from ImageNet's weights, learns from labels; students from its answers alone, and the same
   students from the labels.
-- `cifar`: 0.25-32-s16 with and without a teacher of width 1.0 and s8, by the same recipe; on a GPU.
+- `cifar`: 0.25-32-s16 with and without a teacher of width 0.5, by the same recipe.
+- `faces`: embeddings of width 1.0 and 0.5 learn from those of MobileFaceNet alone, and are verified on people of another data set.
+- `people`: embeddings learn from 25 people, and are verified on 15 others.
+- `verification`: beside the former, the teacher itself, its size and time, and plain pixels.
 """
 
 from __future__ import annotations
@@ -29,18 +32,19 @@ from verb import mobilenets
 
 @dataclass(frozen=True)
 class Study:
-    """One training: what on, from which weights, by which teacher, and how."""
+    """One training: what on, from which weights, by which teacher, and how; and on what it is tested, if not on its own data."""
 
     data: str
     options: str
     weights: str = ""
     teacher: str = ""
-    device: str = "cpu"
+    test: str = ""
 
     def command(self) -> str:
         """As a reader would type it."""
         start = f" --weights {self.weights}" if self.weights else ""
-        taught = f" --teacher runs/{self.teacher}" if self.teacher else ""
+        own = "" if self.teacher == FACE_TEACHER else "runs/"
+        taught = f" --teacher {own}{self.teacher}" if self.teacher else ""
         return f"mobilenets train {self.data} {self.options}{start}{taught}"
 
 
@@ -48,9 +52,15 @@ FACES = "--task attributes --model"
 ALONE = "--recipe attributes-distil --set distillation.sees=whole"
 # One teacher teaches all.
 TEACHERS_SEED = 0
-ON_GPU = (
-    "--recipe cifar --epochs 40 --set precision=bf16 --set batch_size=256 --set optimizer.norm_bias_lr=1 "
-    "--set schedule.warmup=0.1 --set growth=null --set whiten=false"
+BY_FACES = (
+    "--task embedding --recipe embedding-distil "
+    "--set distillation.mean=[0.485,0.456,0.406] --set distillation.std=[0.229,0.224,0.225]"
+)
+BY_PEOPLE = "--task embedding --model 0.5-112 --epochs 20 --set held_out=0.375 --recipe"
+FACE_TEACHER = "MobileFaceNet.onnx"
+ON_CIFAR = (
+    "--recipe cifar --set precision=bf16 --set batch_size=128 --set optimizer.norm_bias_lr=4 "
+    "--set whiten=false --set schedule.warmup=0.1 --set growth.until=0.5 --set held_out=0.04"
 )
 STUDIES = {
     "attributes": {
@@ -67,37 +77,66 @@ STUDIES = {
         },
     },
     "cifar": {
-        "teacher-1.0-32-s8": Study(
-            "cifar", f"--model 1.0-32-s8 {ON_GPU} --set augmentation.cutout=0.375", device="cuda"
+        "teacher-0.5-32-s16": Study(
+            "cifar", f"--model 0.5-32-s16 --max-time 10m {ON_CIFAR}", test="cifar"
         ),
-        "labels-0.25-32-s16": Study("cifar", f"--model 0.25-32-s16 {ON_GPU}", device="cuda"),
-        "distilled-0.25-32-s16": Study(
-            "cifar", f"--model 0.25-32-s16 {ON_GPU}", teacher="teacher-1.0-32-s8", device="cuda"
-        ),
+        **{
+            f"{how}-0.25-32-s16": Study(
+                "cifar",
+                f"--model 0.25-32-s16 --epochs 12 {ON_CIFAR}",
+                teacher="teacher-0.5-32-s16" if how == "distilled" else "",
+                test="cifar",
+            )
+            for how in ("distilled", "labels")
+        },
+    },
+    "faces": {
+        f"distilled-{model}": Study(
+            "faces_attr",
+            f"--model {model} --epochs {epochs} {BY_FACES}",
+            weights,
+            FACE_TEACHER,
+            test="orl_faces",
+        )
+        for model, weights, epochs in (
+            ("1.0-112", "coral/1.0-224", 14),
+            ("0.5-112", "coral/0.5-160", 24),
+        )
+    },
+    "people": {
+        f"{recipe}-0.5-112": Study(
+            "orl_faces", f"{BY_PEOPLE} {recipe}", "coral/0.5-160", test="orl_faces"
+        )
+        for recipe in ("triplet", "arcface")
     },
 }
 
 
+def place_of(data: str, options: argparse.Namespace) -> Path:
+    """Where a data set lies."""
+    return options.cifar if data == "cifar" else unpacked(options.shared, data, options.runs)
+
+
 def train(study: Study, seed: int, folder: Path, options: argparse.Namespace) -> dict:
     """Train once, and evaluate where there is a test part."""
-    data = (
-        options.cifar
-        if study.data == "cifar"
-        else unpacked(options.shared, study.data, options.runs)
-    )
-    command: list[object] = ["train", data, *study.options.split()]
+    command: list[object] = ["train", place_of(study.data, options), *study.options.split()]
     if study.weights:
         place = options.runs / study.weights.replace("/", "-")
         command += ["--weights", imported(options.shared, study.weights, place)]
-    if study.teacher:
+    if study.teacher == FACE_TEACHER:
+        command += ["--teacher", options.shared / "weights" / FACE_TEACHER]
+    elif study.teacher:
         command += ["--teacher", options.runs / f"{study.teacher}-{TEACHERS_SEED}"]
     began = time.monotonic()
     found = mobilenets(
-        *command, "--seed", seed, "--device", study.device, "--output", folder, "--overwrite"
+        *command, "--seed", seed, "--device", "cpu", "--output", folder, "--overwrite"
     )
     found.pop("run")
     seconds = round(time.monotonic() - began)
-    test = mobilenets("evaluate", folder, data) if study.data == "cifar" else None
+    test = None
+    if study.test:
+        test = mobilenets("evaluate", folder, place_of(study.test, options))
+        test = {name: value for name, value in test.items() if name not in ("run", "data")}
     return {"seconds": seconds, "val": found, "test": test}
 
 
@@ -125,7 +164,7 @@ def main() -> None:
                     "seed": seed,
                     "command": f"{study.command()} --seed {seed}",
                     **train(study, seed, options.runs / f"{title}-{seed}", options),
-                    **provenance(torch.device(study.device)),
+                    **provenance(torch.device("cpu")),
                 }
                 file.write_text(json.dumps(result, indent=1) + "\n")
                 print(file, result["seconds"], "s", flush=True)
