@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,10 +18,14 @@ from mobilenets.cli.output import (
     print_table,
 )
 
+if TYPE_CHECKING:
+    from mobilenets.tasks.embedding.verification import SamePairs
+    from mobilenets.training.run import Run
+
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    data: Annotated[str, typer.Argument(help="As for `train`.")],
+    data: Annotated[str, typer.Argument(help="As for `train`; with --pairs the images' folder.")],
     split: Annotated[
         str | None,
         typer.Option(help="Default: test, else val, else what the run held out, else all."),
@@ -28,37 +33,125 @@ def evaluate(
     mirror: Annotated[
         bool, typer.Option("--mirror", help="Average each image with its mirror image.")
     ] = False,
+    by: Annotated[
+        str | None,
+        typer.Option(help="Figures of each group too, by a column of the data's CSV."),
+    ] = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(help="Embeddings: judge these pairs, as LFW's pairs.txt or a CSV."),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Embeddings: draw the ROC curve, such as roc.png.")
+    ] = None,
     device: DeviceOption = "auto",
     on_bad_image: BadImageOption = "stop",
     as_json: JsonFlag = False,
 ) -> None:
     """Evaluate a run on images, classes matched by name."""
     skip_or_stop = on_bad_image_choice(on_bad_image)
+    if pairs is not None and (split is not None or by is not None or mirror):
+        raise ValueError("--pairs names all that is judged: leave --split, --by and --mirror out")
 
+    from mobilenets.data.groups import find_groups
     from mobilenets.training.device import find_device
     from mobilenets.training.evaluation import measure
+    from mobilenets.training.groups import GroupMetrics
     from mobilenets.training.memory import keep_freed_memory
     from mobilenets.training.run import Run
 
     target = find_device(device)
     opened = Run.load(run)
+    if (pairs, plot) != (None, None) and opened.task.name != "embedding":
+        raise ValueError(
+            f"--pairs and --plot are for embeddings, and {run} has learnt {opened.task.name}"
+        )
+    if plot is not None:
+        from mobilenets.web.pictures import check_picture
+
+        check_picture(plot)
     if opened.task.steady:
         keep_freed_memory()
     if mirror and not opened.task.mirrors:
         raise ValueError(f"--mirror averages guesses, and {opened.spec} tells of places")
+    if pairs is not None:
+        _judge(opened, pairs, Path(data), plot, device, as_json=as_json)
+        return
+    found = None if by is None else find_groups(data, by)
     name, loader, warnings = opened.task.open_for_evaluation(
         data, split, opened.config["data"], on_bad_image=skip_or_stop
     )
     for warning in warnings:
         note(f"warning: {warning}")
+    groups = None if found is None else GroupMetrics(opened.task, loader, found)
     model = opened.model.to(target)
-    figures, metrics = measure(opened.task, model, loader, target, mirror=mirror)
+    figures, metrics = measure(opened.task, model, loader, target, mirror=mirror, groups=groups)
+    details = metrics.details()
+    if plot is not None:
+        _draw(getattr(metrics, "pairs", None), plot)
+    of_groups = {} if groups is None else groups.compute()
+    if groups is not None and groups.unknown:
+        note(f"warning: {by} is not told of {groups.unknown:,} images")
     if as_json:
-        details = metrics.details()
-        print_json({"run": str(run), "data": data, "split": name, **figures, **details})
+        more = {} if groups is None else {"by": by, "groups": of_groups}
+        print_json({"run": str(run), "data": data, "split": name, **figures, **details, **more})
         return
     rows = [
         (figure, f"{value:.4f}" if isinstance(value, float) else f"{value:,}")
         for figure, value in figures.items()
     ]
+    rows += [(figure, value) for figure, value in _of_pairs(details) if figure.startswith("TAR")]
     print_table(f"{run} on the {name} images of {data}", ("figure", "value"), rows)
+    if groups is not None:
+        _print_groups(str(by), list(figures), of_groups)
+
+
+def _judge(
+    run: Run, pairs: Path, images: Path, plot: Path | None, device: str, *, as_json: bool
+) -> None:
+    """What a list of pairs says of a run."""
+    from mobilenets.tasks.embedding.pairs import judge_pairs, read_pairs
+    from mobilenets.training.device import find_device
+
+    listed = read_pairs(pairs, images)
+    found, similarities = judge_pairs(run, listed, find_device(device))
+    if plot is not None:
+        _draw(similarities, plot)
+    if as_json:
+        print_json({"run": str(run.folder), "pairs": str(pairs), **found.to_dict()})
+        return
+    print_table(f"{run.folder} on the pairs of {pairs}", ("figure", "value"), found.rows())
+
+
+def _draw(similarities: SamePairs | None, plot: Path) -> None:
+    from mobilenets.web.roc import draw_roc
+
+    if similarities is None:
+        raise ValueError("--plot: a curve needs images whose identities are known")
+    same_S, others_O = similarities
+    draw_roc(same_S, others_O, plot)
+
+
+def _of_pairs(details: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The figures of verification as people read them, where there are any."""
+    if "verification" not in details:
+        return []
+    from mobilenets.tasks.embedding.verification import Verification
+
+    return Verification.from_dict(details["verification"]).rows()
+
+
+def _print_groups(by: str, figures: list[str], groups: Mapping[str, Mapping[str, Any]]) -> None:
+    def cell(values: Mapping[str, Any], figure: str) -> str:
+        value = values.get(figure)
+        if value is None:
+            return "-"
+        return f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
+
+    rows = [
+        (group, *(cell(values, figure) for figure in figures)) for group, values in groups.items()
+    ]
+    print_table(f"by {by}", (by, *figures), rows)
+    for group, values in groups.items():
+        if "problem" in values:
+            note(f"{by} {group}: {values['problem']}")

@@ -23,6 +23,7 @@ from mobilenets.cli.predict import predict
 from mobilenets.cli.profile import profile
 from mobilenets.cli.quantise import quantise
 from mobilenets.cli.reproduce import reproduce
+from mobilenets.cli.search import search
 from mobilenets.cli.several import spread
 from mobilenets.cli.share import pull, push
 from mobilenets.cli.train import train
@@ -67,6 +68,7 @@ for verb in (
     train,
     evaluate,
     predict,
+    search,
     export,
     quantise,
     benchmark,

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from mobilenets.architecture.preprocessing import Preprocessing
 from mobilenets.data.images import BadImageError
 from mobilenets.data.progress import progress
-from mobilenets.data.sources import UNKNOWN, Split
+from mobilenets.data.sources import UNKNOWN, Images, Split
 from mobilenets.data.transforms import (
     Distortion,
     distort_batch,
@@ -83,6 +83,26 @@ class Batch:
             return self
         images = F.interpolate(self.images_NCHW, list(size), mode="bilinear", antialias=True)
         return replace(self, images_NCHW=images.contiguous(memory_format=torch.channels_last))
+
+    def take(self, places_M: Tensor) -> Batch:
+        """Some images of the batch.
+
+        >>> batch = Batch(torch.zeros(3, 3, 8, 8), torch.arange(3), whole=3)
+        >>> batch.take(torch.tensor([2, 0])).targets_N.tolist()
+        [2, 0]
+        """
+
+        def of(values_N: Tensor | None) -> Tensor | None:
+            return None if values_N is None else values_N[places_M.to(values_N.device)]
+
+        return Batch(
+            self.images_NCHW[places_M.to(self.images_NCHW.device)],
+            self.targets_N[places_M.to(self.targets_N.device)],
+            len(places_M),
+            of(self.sizes_N2),
+            of(self.rows_N),
+            of(self.taught_N),
+        )
 
     def pieces(self, count: int) -> Iterator[Batch]:
         """The batch in `count` pieces, for gradients that are gathered before a step.
@@ -153,6 +173,9 @@ class Loader(Protocol):
 
     def to(self, device: torch.device) -> None:
         """Make batches on a device from now on, the same ones."""
+
+    def name(self, row: int) -> str:
+        """A path, or what an error message calls an image of the split."""
 
 
 @dataclass(frozen=True)
@@ -259,6 +282,7 @@ class MemoryLoader:
         distortion: training's distortions and order; None gives the images as they are, in order.
         drop_last: leave an incomplete last batch of training out.
         group: so many images of a class stand together in training.
+        images: what they were decoded from, for their names.
     """
 
     def __init__(
@@ -272,7 +296,9 @@ class MemoryLoader:
         *,
         drop_last: bool = False,
         group: int | None = None,
+        images: Images | None = None,
     ) -> None:
+        self._images = images
         self._pixels_NHWC = pixels_NHWC
         self._targets_N = targets_N
         self._preprocessing = preprocessing
@@ -327,6 +353,9 @@ class MemoryLoader:
         self._pixels_NHWC = self._pixels_NHWC.to(device)
         self._targets_N = self._targets_N.to(device)
 
+    def name(self, row: int) -> str:
+        return f"image {row}" if self._images is None else self._images.name(row)
+
     def _network_input(self, pixels_NHWC: Tensor) -> Tensor:
         # A permuted view of NHWC is channels_last already: no copy is made for the layout.
         return normalise(pixels_NHWC.permute(0, 3, 1, 2), self._preprocessing)
@@ -351,6 +380,11 @@ class Photos(Dataset[Any], ABC):
     @abstractmethod
     def __getitem__(self, asked: tuple[int, int]) -> Any:
         """One image, changed as its epoch says."""
+
+    def name(self, index: int) -> str:
+        """What an error message calls an image."""
+        name: str = self._split.images.name(index)
+        return name
 
     def still(self) -> Self:
         """The same without changes."""
@@ -435,6 +469,9 @@ class DiskLoader(ABC):
 
     def to(self, device: torch.device) -> None:
         self._device, self._reader = device, None
+
+    def name(self, row: int) -> str:
+        return self._photos.name(row)
 
     def _network_input(self, pixels_NCHW: Tensor) -> Tensor:
         return normalise(pixels_NCHW.to(self._device, non_blocking=True), self._preprocessing)
@@ -580,6 +617,7 @@ def make_loader(
         seed,
         drop_last=drop_last,
         group=group,
+        images=kept.images,
     )
     return small, tuple(problems)
 

@@ -26,7 +26,7 @@ from mobilenets.data.transforms import scale_of
 from mobilenets.training.checkpoint import write_weights
 from mobilenets.training.recipe import DistillationChoice, Recipe
 from mobilenets.training.task import Task, TrainingData
-from mobilenets.training.teachers import Teacher
+from mobilenets.training.teachers import StoredTeacher, Teacher
 from mobilenets.weights.state import read_safetensors
 
 # Kept answers are used again if those of the first images come out so near.
@@ -65,12 +65,11 @@ class Distilled:
         Raises:
             ValueError: their outputs differ in kind.
         """
-        ours, theirs = self._task.preprocessing, self._teacher.preprocessing
+        ours = self._task.preprocessing
         with torch.inference_mode():
             network = self._task.build_model(spec).eval()
             outputs = network(torch.zeros(2, ours.channel_count, ours.height, ours.width))
-            blank = torch.zeros(2, theirs.channel_count, theirs.height, theirs.width)
-            taught = _in_order(self._teacher.answer(blank), self._columns)
+            taught = _in_order(torch.zeros(2, *self._teacher.shape()), self._columns)
         if self._columns is not None and taught.dim() > 2:
             raise ValueError(f"{self._teacher.name} has its classes in another order")
         if outputs.shape != taught.shape:
@@ -103,7 +102,7 @@ class Distilled:
 
         def taught(own: Loader, loader: Loader, *part: str) -> TaughtLoader:
             kept = None
-            if self._choice.sees == "whole" or part:
+            if self._choice.sees == "whole" or part or isinstance(self._teacher, StoredTeacher):
                 whole = json.dumps([*asked, *part], sort_keys=True)
                 key = hashlib.sha256(whole.encode()).hexdigest()[:24]
                 kept = answers_folder() / f"{key}.safetensors"
@@ -182,6 +181,9 @@ class TaughtLoader:
     def in_order(self) -> Loader:
         return self._own.in_order()
 
+    def name(self, row: int) -> str:
+        return self._own.name(row)
+
     def to(self, device: torch.device) -> None:
         self._own.to(device)
         self._loader.to(device)
@@ -213,6 +215,8 @@ class TaughtLoader:
     def _answers_of_all(self, path: Path) -> Tensor:
         """What the teacher says of every image as it is: kept from before, if the first ones agree, or asked now and kept."""
         loader = self._loader.in_order()
+        if isinstance(self._teacher, StoredTeacher):
+            return self._teacher.told([loader.name(row) for row in range(loader.images)])
         if path.is_file():
             answers = read_safetensors(path)["answers"]
             first = self._ask(next(iter(loader.batches()))).cpu()

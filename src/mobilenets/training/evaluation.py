@@ -7,6 +7,7 @@ from torch import nn
 
 from mobilenets.data.loaders import Loader
 from mobilenets.data.progress import progress
+from mobilenets.training.groups import GroupMetrics
 from mobilenets.training.processes import ALONE, Processes
 from mobilenets.training.task import Metrics, Task
 
@@ -41,8 +42,13 @@ def measure(
     *,
     processes: Processes = ALONE,
     mirror: bool = False,
+    groups: GroupMetrics | None = None,
 ) -> tuple[dict[str, float], Metrics]:
-    """As `evaluate`, and the metrics themselves, which have the details."""
+    """As `evaluate`, and the metrics themselves, which have the details.
+
+    Args:
+        groups: are fed beside them.
+    """
     model.eval()
     metrics = task.metrics()
     counted = 0
@@ -54,6 +60,8 @@ def measure(
                 if mirror:
                     outputs = (outputs + model(batch.images_NCHW.flip(-1))) / 2
                 metrics.update(outputs, batch)
+                if groups is not None:
+                    groups.update(outputs, batch)
             counted += len(batch)
             advance(batch.whole)
     images = round(processes.total({"images": float(counted)}, device)["images"])

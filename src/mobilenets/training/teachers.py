@@ -1,4 +1,4 @@
-"""Networks to learn from: a run, published weights, a file of any runtime, a model of timm or torchvision.
+"""What to learn from: a run, published weights, a file of any runtime, a model of timm or torchvision, stored outputs.
 
 Shapes: N images, C channels, H height, W width.
 """
@@ -6,7 +6,7 @@ Shapes: N images, C channels, H height, W width.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +25,7 @@ from mobilenets.training.task import Task
 from mobilenets.weights.load import load_weights
 
 TIMM, TORCHVISION = "timm/", "torchvision/"
+OUTPUTS, IMAGES = "outputs.npy", "images.txt"
 
 
 class Teacher(Protocol):
@@ -42,8 +43,17 @@ class Teacher(Protocol):
     def answer(self, inputs_NCHW: Tensor) -> Tensor:
         """Its outputs for inputs as its preprocessing makes them."""
 
+    def shape(self) -> tuple[int, ...]:
+        """Of its outputs for one image."""
+
     def to(self, device: torch.device) -> None:
         """Answer on a device from now on, where it can."""
+
+
+def _shape_of(teacher: Teacher) -> tuple[int, ...]:
+    """By asking it about a blank image."""
+    how = teacher.preprocessing
+    return tuple(teacher.answer(torch.zeros(2, how.channel_count, how.height, how.width)).shape[1:])
 
 
 class NetworkTeacher:
@@ -64,6 +74,9 @@ class NetworkTeacher:
             outputs: Tensor = self._network(inputs_NCHW)
         # A tensor of inference mode takes no part in training.
         return outputs.clone()
+
+    def shape(self) -> tuple[int, ...]:
+        return _shape_of(self)
 
     def to(self, device: torch.device) -> None:
         self._network = self._network.to(device)
@@ -93,8 +106,77 @@ class FileTeacher:
             outputs = np.concatenate([self._model.run(one[None]) for one in pixels_NCHW])
         return torch.from_numpy(outputs).to(inputs_NCHW)
 
+    def shape(self) -> tuple[int, ...]:
+        return _shape_of(self)
+
     def to(self, device: torch.device) -> None:
         """It stays where it is."""
+
+
+class StoredTeacher:
+    """Outputs that were stored, by the image that they are of: a folder with `outputs.npy` and `images.txt`.
+
+    Args:
+        preprocessing: of the model that learns, since nothing is asked anew.
+
+    Raises:
+        ValueError: the folder does not hold an output for each name, in one sentence.
+    """
+
+    def __init__(self, name: str, preprocessing: Preprocessing) -> None:
+        folder = Path(name)
+        self.name, self.preprocessing = name, preprocessing
+        self.labels = _lines(folder / "labels.txt") if (folder / "labels.txt").is_file() else ()
+        names = _lines(folder / IMAGES)
+        try:
+            outputs = np.load(folder / OUTPUTS, allow_pickle=False)
+            self._outputs = torch.from_numpy(outputs.astype(np.float32))
+        except (OSError, ValueError, EOFError) as error:
+            raise ValueError(f"{folder / OUTPUTS} can't be read ({in_short(error)})") from None
+        if outputs.ndim < 2 or len(outputs) != len(names):
+            raise ValueError(
+                f"{folder} names {len(names):,} images, and {OUTPUTS} has the shape {outputs.shape}: "
+                "it holds a row for each"
+            )
+        self._row_of = {name: row for row, name in enumerate(names)}
+        self.fingerprint = sha256(folder / OUTPUTS) + sha256(folder / IMAGES)
+
+    def told(self, images: Sequence[str]) -> Tensor:
+        """Outputs of images, which are known by their paths or the ends of those.
+
+        Raises:
+            ValueError: there is none of one of them.
+        """
+        rows = [self._find(image) for image in images]
+        missing = [image for image, row in zip(images, rows, strict=True) if row is None]
+        if missing:
+            raise ValueError(
+                f"{self.name} holds no output of {missing[0]}"
+                + (f" and {len(missing) - 1:,} more images" if len(missing) > 1 else "")
+            )
+        return self._outputs[torch.tensor(rows)]
+
+    def answer(self, inputs_NCHW: Tensor) -> Tensor:
+        del inputs_NCHW
+        raise ValueError(f"{self.name} holds outputs, and answers for no other images")
+
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self._outputs.shape[1:])
+
+    def to(self, device: torch.device) -> None:
+        """It stays where it is."""
+
+    def _find(self, image: str) -> int | None:
+        parts = Path(image).parts
+        ends = ("/".join(parts[start:]) for start in range(len(parts)))
+        return next((self._row_of[end] for end in (image, *ends) if end in self._row_of), None)
+
+
+def _lines(path: Path) -> tuple[str, ...]:
+    try:
+        return tuple(path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} can't be read ({in_short(error)})") from None
 
 
 # How the input is made, and the classes where they are known.
@@ -105,8 +187,8 @@ def find_teacher(reference: str, task: Task, choice: DistillationChoice) -> Teac
     """A teacher by what names it.
 
     Args:
-        reference: a run, or a folder or file that was exported from one; another project's file for one of the runtimes;
-            `timm/NAME`, `torchvision/NAME`; or published weights such as `keras/1.0-224`.
+        reference: a run, or a folder or file that was exported from one; another project's file for one of the runtimes; a folder
+            of stored outputs; `timm/NAME`, `torchvision/NAME`; or published weights such as `keras/1.0-224`.
         task: of the model that learns.
         choice: has the mean and deviation of another project's file.
 
@@ -117,6 +199,8 @@ def find_teacher(reference: str, task: Task, choice: DistillationChoice) -> Teac
     path = Path(reference)
     if (path / "manifest.json").is_file():
         path = path / str(read_json(path / "manifest.json")["file"])
+    if (path / OUTPUTS).is_file():
+        return StoredTeacher(reference, task.preprocessing)
     if path.is_file() and path.suffix in {runtime.suffix for runtime in RUNTIMES}:
         return _from_file(reference, path, choice)
     if choice.mean is not None or choice.std is not None:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from mobilenets.deploy.benchmark import Row
+from mobilenets.web.pictures import check_picture, save_picture
 
 
 def draw_latency(rows: Sequence[Row], path: Path) -> None:
@@ -66,7 +67,7 @@ def draw_latency(rows: Sequence[Row], path: Path) -> None:
     axes.grid(color="#d9d9d9", linewidth=0.6, which="both")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=110, metadata={"Software": None} if path.suffix == ".png" else None)
+    save_picture(figure, path)
 
 
 def check_latency_picture(path: Path, *, known: bool) -> None:
@@ -78,10 +79,6 @@ def check_latency_picture(path: Path, *, known: bool) -> None:
     Raises:
         ValueError: no accuracy is known, the file's ending is no picture's, or its folder is missing.
     """
-    endings = sorted(Figure().canvas.get_supported_filetypes())
     if not known:
         raise ValueError("--plot needs accuracies: published models such as 0.5-160, or runs")
-    if path.suffix.removeprefix(".") not in endings:
-        raise ValueError(f"--plot {path}: the name of a picture ends in {', '.join(endings)}")
-    if not path.absolute().parent.is_dir():
-        raise ValueError(f"--plot {path}: there is no such folder")
+    check_picture(path)

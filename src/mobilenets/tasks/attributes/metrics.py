@@ -68,6 +68,8 @@ class AttributeMetrics:
                 "balanced_accuracy": balanced_accuracy(scores_M, yes_M, threshold)
                 if defined
                 else None,
+                "false_yes": _share(scores_M[~yes_M] >= threshold),
+                "false_no": _share(scores_M[yes_M] < threshold),
                 "threshold": threshold,
             }
         self._details = {"attributes": rows, "thresholds": thresholds}
@@ -84,10 +86,15 @@ class AttributeMetrics:
 
     def details(self) -> dict[str, Any]:
         """`attributes`: of each, how many images tell it, how many of them yes, its average precision and balanced accuracy (None,
-        undefined, without a yes or without a no) and its threshold; `thresholds`: those that fit these images.
+        undefined, without a yes or without a no), the shares of no that are told yes and of yes that are told no, and its threshold;
+        `thresholds`: those that fit these images.
         """
         assert self._details, "compute comes first"
         return self._details
+
+
+def _share(wrong_M: Tensor) -> float | None:
+    return wrong_M.float().mean().item() if len(wrong_M) else None
 
 
 def balanced_accuracy(scores_M: Tensor, yes_M: Tensor, threshold: float) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor
 from mobilenets.data.loaders import Batch
 from mobilenets.data.progress import say
 from mobilenets.tasks.embedding.loss import TRIPLET_MARGIN, embedding_distance
-from mobilenets.tasks.embedding.verification import rank_one, similarities, verify
+from mobilenets.tasks.embedding.verification import SamePairs, rank_one, similarities, verify
 
 FIGURES = ("auc", "rank1", "equal_error_rate", "loss")
 # Without identities, a teacher's embeddings are what there is to judge by.
@@ -39,6 +39,8 @@ class EmbeddingMetrics:
         self._embeddings, self._told = CatMetric(), CatMetric()
         self._size = 0
         self._details: dict[str, Any] = {}
+        # Similarities of pairs of the same and of others, after `compute`.
+        self.pairs: SamePairs | None = None
 
     def update(self, outputs: Tensor, batch: Batch) -> None:
         """Count one batch of outputs (N, D)."""
@@ -70,7 +72,8 @@ class EmbeddingMetrics:
             distance = float(embedding_distance(embeddings_ND, told_ND))
             return {"likeness": 1 - distance / 2, "loss": distance}
         embeddings, targets_N = embeddings_ND.numpy(), told.long().numpy()
-        found = verify(*similarities(embeddings, targets_N))
+        self.pairs = similarities(embeddings, targets_N)
+        found = verify(*self.pairs)
         rank1, ahead = rank_one(embeddings, targets_N)
         self._details |= {"verification": found.to_dict()}
         return {

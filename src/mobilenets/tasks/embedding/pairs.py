@@ -6,14 +6,27 @@ Shapes: P pairs.
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from mobilenets.data.images import IMAGE_SUFFIXES
-from mobilenets.tasks.embedding.verification import FOLDS
+from mobilenets.data.loaders import make_loader
+from mobilenets.data.sources import UNKNOWN, FileImages, Split
+from mobilenets.tasks.embedding.verification import (
+    FOLDS,
+    SamePairs,
+    Verification,
+    accuracy_by_folds,
+    verify,
+)
+from mobilenets.training.run import Run
+
+BATCH = 64
 
 _ANSWERS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
@@ -59,6 +72,34 @@ def read_pairs(path: Path, images: Path) -> Pairs:
     folds = [fold for *_, fold in rows]
     fold_P = np.array(folds if None not in folds else _deal(same_P), dtype=np.int64)
     return Pairs(tuple(files), same_P, fold_P)  # type: ignore[arg-type]
+
+
+def judge_pairs(run: Run, pairs: Pairs, device: torch.device) -> tuple[Verification, SamePairs]:
+    """How well a run tells pairs, and their similarities: accuracy by a threshold that fits the other folds.
+
+    Raises:
+        BadImageError: an image can't be read.
+        ValueError: all pairs are of one kind.
+    """
+    files = sorted({file for pair in pairs.files for file in pair})
+    place_of = {file: place for place, file in enumerate(files)}
+    nobody = np.full(len(files), UNKNOWN)
+    split = Split(FileImages(tuple(files)), nobody)
+    loader, _ = make_loader(split, run.preprocessing, BATCH, what="images of pairs")
+    network = run.model.to(device).eval()
+    with torch.inference_mode():
+        outputs = [
+            network(batch.to(device).images_NCHW).float().cpu() for batch in loader.batches()
+        ]
+    embeddings_ND = F.normalize(torch.cat(outputs), dim=1).numpy()
+    first, second = np.array([[place_of[file] for file in pair] for pair in pairs.files]).T
+    alike_P = (embeddings_ND[first] * embeddings_ND[second]).sum(1)
+    both = alike_P[pairs.same_P], alike_P[~pairs.same_P]
+    found = verify(*both)
+    if len(np.unique(pairs.fold_P)) > 1:
+        accuracy, spread = accuracy_by_folds(alike_P, pairs.same_P, pairs.fold_P)
+        found = replace(found, accuracy=accuracy, accuracy_spread=spread)
+    return found, both
 
 
 # Line, both images without their suffix or with it, whether they are the same, and the fold.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,10 @@ FAR = (0.1, 0.01, 0.001, 0.0001)
 _FEWEST = 10
 FOLDS = 10
 _ROWS = 1024
+
+
+# Similarities of pairs of the same (S,), and of pairs of others (O,).
+SamePairs = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -51,12 +56,22 @@ class Verification:
             "tar_at_far": {f"{far:g}": tar for far, tar in self.tar_at_far.items()}
         }
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """From `to_dict`."""
+        tar_at_far = {float(far): tar for far, tar in values["tar_at_far"].items()}
+        return cls(**{**values, "tar_at_far": tar_at_far})
+
     def rows(self) -> list[tuple[str, str]]:
         """A line for each figure, as people read it."""
-        rows = [("auc", f"{self.auc:.4f}")]
+        rows = [
+            ("pairs", f"{self.same:,} of the same, {self.others:,} of others"),
+            ("auc", f"{self.auc:.4f}"),
+        ]
         if self.accuracy is not None and self.accuracy_spread is not None:
             rows.append(("accuracy", f"{self.accuracy:.4f} ± {self.accuracy_spread:.4f}"))
         rows.append(("equal_error_rate", f"{self.equal_error_rate:.4f}"))
+        rows.append(("its threshold", f"{self.threshold:.4f}"))
         for far, tar in self.tar_at_far.items():
             told = (
                 f"not measurable: {self.others:,} pairs of others" if tar is None else f"{tar:.4f}"
@@ -159,9 +174,7 @@ def _best_threshold(similarity_P: NDArray[np.floating], same_P: NDArray[np.bool_
     return float((values_P[best - 1] + values_P[best]) / 2)
 
 
-def similarities(
-    embeddings_ND: NDArray[np.float32], targets_N: NDArray[np.int64]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def similarities(embeddings_ND: NDArray[np.float32], targets_N: NDArray[np.int64]) -> SamePairs:
     """Of all pairs of images whose identity is known: those of the same (S,), and those of others (O,).
 
     Args:
