@@ -102,11 +102,18 @@ class Distilled:
 
         def taught(own: Loader, loader: Loader, *part: str) -> TaughtLoader:
             kept = None
-            if self._choice.sees == "whole" or part or isinstance(self._teacher, StoredTeacher):
+            answers = None
+            if isinstance(self._teacher, StoredTeacher):
+                answers = self._teacher.told(
+                    [own.name(row) for row in range(own.in_order().images)]
+                )
+            elif self._choice.sees == "whole" or part:
                 whole = json.dumps([*asked, *part], sort_keys=True)
                 key = hashlib.sha256(whole.encode()).hexdigest()[:24]
                 kept = answers_folder() / f"{key}.safetensors"
-            return TaughtLoader(own, loader, self._teacher, seen, ours, self._columns, kept)
+            return TaughtLoader(
+                own, loader, self._teacher, seen, ours, self._columns, kept, answers
+            )
 
         val = taught(data.val, large.val, "val") if self._task.asks_teacher else data.val
         return replace(data, train=taught(data.train, large.train), val=val, loss=self.loss)
@@ -134,6 +141,7 @@ class TaughtLoader:
         wanted: how the student's images are made.
         columns: of the teacher's outputs, in the order of the student's classes; None takes all as they are.
         kept: where answers about whole images lie, or will; None asks about each batch as it comes.
+        answers: about every image, where they are known.
     """
 
     def __init__(
@@ -145,12 +153,13 @@ class TaughtLoader:
         wanted: Preprocessing,
         columns: Tensor | None,
         kept: Path | None,
+        answers: Tensor | None = None,
     ) -> None:
         self._own, self._loader, self._teacher = own, loader, teacher
         self._seen, self._wanted = seen, wanted
         self._columns = columns
         self._kept = kept
-        self._answers: Tensor | None = None
+        self._answers = answers
 
     @property
     def images(self) -> int:
@@ -215,8 +224,6 @@ class TaughtLoader:
     def _answers_of_all(self, path: Path) -> Tensor:
         """What the teacher says of every image as it is: kept from before, if the first ones agree, or asked now and kept."""
         loader = self._loader.in_order()
-        if isinstance(self._teacher, StoredTeacher):
-            return self._teacher.told([loader.name(row) for row in range(loader.images)])
         if path.is_file():
             answers = read_safetensors(path)["answers"]
             first = self._ask(next(iter(loader.batches()))).cpu()
