@@ -99,8 +99,8 @@ STUDIES = {
             test="orl_faces",
         )
         for model, weights, epochs in (
-            ("1.0-112", "coral/1.0-224", 14),
-            ("0.5-112", "coral/0.5-160", 24),
+            ("1.0-112", "coral/1.0-224", 8),
+            ("0.5-112", "coral/0.5-160", 14),
         )
     },
     "people": {

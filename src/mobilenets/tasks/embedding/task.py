@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -126,13 +126,10 @@ class Embedding(Task):
         refuse_choices(recipe, "embeddings", augmentation=OF_BOXES + OF_CLASSES)
         half = (0.5,) * spec.input_channels
         given = preprocessing or Preprocessing(
-            spec.height,
-            spec.across,
-            channel_order(spec.input_channels),
-            crop_fraction=1.0,
-            mean=half,
-            std=half,
+            spec.height, spec.across, channel_order(spec.input_channels), mean=half, std=half
         )
+        # What is compared fills its picture: classifiers' weights would cut the edges off.
+        given = replace(given, resize="squash", crop_fraction=1.0)
         source = open_identities(where)
         division: dict[str, Any] = {}
         if "val" not in source.splits:
