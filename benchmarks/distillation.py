@@ -21,11 +21,22 @@ import argparse
 import json
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
+from mobilenets.architecture.preprocessing import Preprocessing
+from mobilenets.data.loaders import make_loader
+from mobilenets.runtimes.onnx import OnnxModel
+from mobilenets.runtimes.timing import time_calls
+from mobilenets.tasks.embedding.data import open_identities
+from mobilenets.tasks.embedding.task import unit
+from mobilenets.tasks.embedding.verification import rank_one, similarities, verify
 from mobilenets.training.device import provenance
+from mobilenets.training.run import Run
 from shared_data import imported, unpacked
 from verb import mobilenets
 
@@ -58,6 +69,14 @@ BY_FACES = (
 )
 BY_PEOPLE = "--task embedding --model 0.5-112 --epochs 20 --set held_out=0.375 --recipe"
 FACE_TEACHER = "MobileFaceNet.onnx"
+AS_MOBILEFACENET = Preprocessing(
+    112,
+    112,
+    resize="squash",
+    crop_fraction=1.0,
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+)
 ON_CIFAR = (
     "--recipe cifar --set precision=bf16 --set batch_size=128 --set optimizer.norm_bias_lr=4 "
     "--set whiten=false --set schedule.warmup=0.1 --set growth.until=0.5 --set held_out=0.04"
@@ -140,11 +159,50 @@ def train(study: Study, seed: int, folder: Path, options: argparse.Namespace) ->
     return {"seconds": seconds, "val": found, "test": test}
 
 
+def verified(options: argparse.Namespace) -> dict:
+    """The teacher of faces, its students and plain pixels on the people of ORL, with bytes and milliseconds."""
+    source = open_identities(unpacked(options.shared, "orl_faces", options.runs)).splits["all"]
+    teacher = options.shared / "weights" / FACE_TEACHER
+    files, runs = {"teacher": teacher}, {}
+    for title in STUDIES["faces"]:
+        run = Run.load(options.runs / f"{title}-{TEACHERS_SEED}")
+        file = run.folder / "onnx" / "model.onnx"
+        if not file.is_file():
+            mobilenets("export", run.folder, "--to", "onnx", "--data", options.runs / "orl_faces")
+        files[title], runs[title] = file, run
+    models = {title: OnnxModel(file) for title, file in files.items()}
+    pixels = [
+        np.asarray(Image.open(path).convert("L"), np.float32).ravel()
+        for path in source.images.paths
+    ]
+    embeddings = {"pixels": np.stack(pixels) / 255 - 0.5}
+    for title, model in models.items():
+        how = runs[title].preprocessing if title in runs else AS_MOBILEFACENET
+        loader, _ = make_loader(source, how, 64, what=f"ORL for {title}")
+        inputs = [batch.images_NCHW.contiguous().numpy() for batch in loader.batches()]
+        one_by_one = [model.run(image[None]) for batch in inputs for image in batch]
+        embeddings[title] = np.concatenate(one_by_one)
+    rows = {}
+    for title, values_ND in embeddings.items():
+        unit_ND = unit(values_ND)
+        rank1, _ = rank_one(unit_ND, source.targets)
+        found = verify(*similarities(unit_ND, source.targets)).to_dict()
+        rows[title] = {"rank1": rank1, **found}
+    blank = np.zeros((1, 3, 112, 112), np.float32)
+    calls = {title: partial(model.run, blank) for title, model in models.items()}
+    for title, timing in time_calls(calls, seconds=30).items():
+        rows[title] |= {
+            "milliseconds": timing.median_ms,
+            "bytes": files[title].stat().st_size,
+        }
+    return {"images": len(source), "rows": rows}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shared", type=Path, required=True)
     parser.add_argument("--cifar", type=Path)
-    parser.add_argument("--only", nargs="*", default=list(STUDIES))
+    parser.add_argument("--only", nargs="*", default=[*STUDIES, "verification"])
     parser.add_argument("--names", nargs="*", help="of trainings; else all")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/distillation"))
@@ -152,6 +210,14 @@ def main() -> None:
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     for name in options.only:
+        if name == "verification":
+            result = {
+                "command": "python benchmarks/distillation.py --shared SHARED --only verification",
+                **verified(options),
+                **provenance(torch.device("cpu")),
+            }
+            (options.output / "verification.json").write_text(json.dumps(result, indent=1) + "\n")
+            continue
         for seed in options.seeds:
             for title, study in STUDIES[name].items():
                 file = options.output / f"{name}-{title}-{seed}.json"

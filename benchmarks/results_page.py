@@ -53,6 +53,7 @@ def results() -> dict:
         "studies": studies,
         "claims": {result["experiment"]: result for result in read("reproduce/*.json")},
         "trials": read("reproduce/trials/*.json"),
+        **_teachers(),
         "gpu_throughput": next(iter(read("gpu_throughput.json")), None),
         "weights": next(iter(read("weights.json")), None),
         "exports": next(iter(read("exports.json")), None),
@@ -64,6 +65,25 @@ def results() -> dict:
             path.stem: json.loads(path.read_text())
             for path in sorted(RESULTS.glob("detection/*.json"))
         },
+    }
+
+
+def _teachers() -> dict:
+    """What was learnt from teachers, by training; by what the table of CIFAR-10 compares, once it is whole."""
+    trained = {
+        path.stem: json.loads(path.read_text())
+        for path in sorted(RESULTS.glob("distillation/*.json"))
+    }
+    verification = trained.pop("verification", None)
+    students: dict[str, list[dict]] = {}
+    for result in trained.values():
+        if result["study"] == "cifar" and not result["name"].startswith("teacher"):
+            students.setdefault(result["name"], []).append(result)
+    return {
+        "distillation": trained,
+        "verification": verification,
+        "people": [result for result in trained.values() if result["study"] == "people"],
+        "cifar_students": list(students.values()) if len(students) > 1 else [],
     }
 
 

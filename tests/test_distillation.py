@@ -283,6 +283,38 @@ def test_a_file_of_another_project_is_told_how_its_input_is_made(digits_run, tmp
     assert told.labels == ()
 
 
+def test_features_are_learnt_through_a_projector_that_is_not_kept(digits_run, tmp_path):
+    """A student half as wide as its teacher is taught 64 features by 128; a file of another shape would do as well."""
+    torch.manual_seed(0)
+    task = Run.load(digits_run).task
+    teacher = find_teacher(str(digits_run), task, DistillationChoice(loss="features"))
+    choice = DistillationChoice(weight=1, loss="features")
+    student = task.build_model(MobileNetSpec.parse("0.125-16-s8"))
+    distilled = Distilled(task, teacher, choice)
+    distilled.extend(student)
+    images, told = torch.randn(2, 3, 16, 16), torch.randn(2, teacher.shape()[0])
+    batch = Batch(images, torch.tensor([1, 2]), 2, taught_N=told)
+    losses = distilled.loss(student.eval(), batch, Run.load(digits_run).recipe)
+    weight, bias = student.projector.weight, student.projector.bias
+    by_hand = ((student.pooled_features(images) @ weight.T + bias - told) ** 2).mean()
+    assert losses["loss"].item() == pytest.approx(by_hand.item(), rel=1e-5)
+    more = [
+        "--teacher",
+        digits_run,
+        "--set",
+        "distillation.loss=features",
+        "--set",
+        "distillation.weight=0.5",
+        "--epochs",
+        6,
+    ]
+    assert train_digits(tmp_path / "run", *more) == 0
+    run = Run.load(tmp_path / "run")
+    assert not hasattr(run.model, "projector")
+    rows = read_curves(run.folder)
+    assert rows[-1]["train/teacher"] < 0.8 * rows[0]["train/teacher"]
+
+
 def test_a_detector_learns_from_a_detector(shapes, shapes_run, tmp_path):
     folder = tmp_path / "student"
     command = ["train", shapes, "--task", "detection", "--model", "ssd96/0.25", "--epochs", 4]

@@ -24,8 +24,9 @@ from mobilenets.data.loaders import WHOLE, Batch, Loader, OnBadImage, Shard
 from mobilenets.data.progress import progress, say
 from mobilenets.data.transforms import scale_of
 from mobilenets.training.checkpoint import write_weights
+from mobilenets.training.imitation import squared
 from mobilenets.training.recipe import DistillationChoice, Recipe
-from mobilenets.training.task import Task, TrainingData
+from mobilenets.training.task import EXTENSION, Task, TrainingData
 from mobilenets.training.teachers import StoredTeacher, Teacher
 from mobilenets.weights.state import read_safetensors
 
@@ -52,7 +53,8 @@ class Distilled:
     ) -> None:
         self._task, self._teacher, self._choice = task, teacher, choice
         self._unlabelled = tuple(unlabelled)
-        self._columns = _columns(task, teacher)
+        self._columns = None if choice.loss == "features" else _columns(task, teacher)
+        self._features: dict[str, Tensor] = {}
         ours, theirs = task.preprocessing.channel_count, teacher.preprocessing.channel_count
         if ours != theirs and (ours, theirs) != (1, 3):
             raise ValueError(
@@ -68,6 +70,9 @@ class Distilled:
         ours = self._task.preprocessing
         with torch.inference_mode():
             network = self._task.build_model(spec).eval()
+            if self._choice.loss == "features":
+                _check_features(network, self._teacher)
+                return
             outputs = network(torch.zeros(2, ours.channel_count, ours.height, ours.width))
             taught = _in_order(torch.zeros(2, *self._teacher.shape()), self._columns)
         if self._columns is not None and taught.dim() > 2:
@@ -116,7 +121,9 @@ class Distilled:
             )
 
         val = taught(data.val, large.val, "val") if self._task.asks_teacher else data.val
-        return replace(data, train=taught(data.train, large.train), val=val, loss=self.loss)
+        extend = self.extend if self._choice.loss == "features" else None
+        train = taught(data.train, large.train)
+        return replace(data, train=train, val=val, loss=self.loss, extend=extend)
 
     def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> dict[str, Tensor]:
         """The task's losses, `labels` and `teacher` apart, and both as the recipe weighs them."""
@@ -124,11 +131,35 @@ class Distilled:
         heard = _Heard(model)
         losses = self._task.loss(heard, batch, recipe)
         assert heard.outputs is not None
-        imitated = self._task.imitate(heard.outputs, batch.taught_N, self._choice)
+        if self._choice.loss == "features":
+            imitated = self._feature_distance(model, batch.taught_N)
+        else:
+            imitated = self._task.imitate(heard.outputs, batch.taught_N, self._choice)
         weight, labels = self._choice.weight, losses["loss"]
         # A loss that counts for nothing gives no gradient, be it infinite.
         whole = imitated if weight == 1 else weight * imitated + (1 - weight) * labels
         return {**losses, "loss": whole, "labels": labels.detach(), "teacher": imitated.detach()}
+
+    def extend(self, model: nn.Module) -> None:
+        """Give a model a projector from its features to the teacher's, and listen to its features."""
+        channels = model.feature_channels
+        assert isinstance(channels, int)
+        projector = nn.Linear(channels, self._teacher.shape()[0])
+        model.add_module(EXTENSION, projector)
+        heard = self._features
+
+        # A function of its own: a copy of the model must not copy what is kept here.
+        def listen(_: nn.Module, __: object, pooled_NC11: Tensor) -> None:
+            heard["features"] = pooled_NC11.flatten(1)
+
+        model.get_submodule("pool").register_forward_hook(listen)
+
+    def _feature_distance(self, model: nn.Module, taught_NF: Tensor) -> Tensor:
+        """Mean squared difference between the projected features of the last forward pass and the teacher's."""
+        # What several processes share wraps the model.
+        whole: nn.Module = getattr(model, "module", model)
+        projected_NF = whole.get_submodule(EXTENSION)(self._features["features"])
+        return squared(projected_NF.float(), taught_NF) / taught_NF.shape[1]
 
 
 class TaughtLoader:
@@ -238,6 +269,14 @@ class TaughtLoader:
         answers = torch.cat(found)
         write_weights(path, {"answers": answers})
         return answers
+
+
+def _check_features(network: nn.Module, teacher: Teacher) -> None:
+    if not hasattr(network, "pooled_features"):
+        raise ValueError("recipe: distillation.loss=features is for models with one classifier")
+    if len(teacher.shape()) != 1:
+        shape = " x ".join(map(str, teacher.shape()))
+        raise ValueError(f"{teacher.name} gives {shape} values an image, and features are a row")
 
 
 def _columns(task: Task, teacher: Teacher) -> Tensor | None:

@@ -127,13 +127,14 @@ class DistillationChoice(_Choices):
     """How a model learns from a teacher (`--teacher`), beside the labels or instead of them.
 
     `soft` compares probabilities at a temperature (Hinton et al., arXiv 1503.02531), `squared` takes the squared difference
-    of the outputs; None leaves it to the task, as it does the temperature (4 of classes, 1 of boxes). A teacher that looks at `same` images sees the crop and
+    of the outputs, and `features` that of what comes before the classifier, the model's put through a linear projector that is
+    learnt and not kept (Romero et al., arXiv 1412.6550); None leaves it to the task, as it does the temperature (4 of classes, 1 of boxes). A teacher that looks at `same` images sees the crop and
     the colours that the model sees, at its own size; one that looks at `whole` images sees each
     once and undistorted, is asked no more, and its answers are kept for the next training.
     """
 
     weight: float = Field(default=0.9, gt=0, le=1, description="of the teacher; 1 needs no labels")
-    loss: Literal["soft", "squared"] | None = None
+    loss: Literal["soft", "squared", "features"] | None = None
     temperature: float | None = Field(default=None, gt=0, description="of soft")
     sees: Literal["same", "whole"] = "same"
     mean: tuple[float, ...] | None = Field(

@@ -27,7 +27,7 @@ from mobilenets.training.processes import Processes, synchronise_batch_norm
 from mobilenets.training.recipe import Recipe
 from mobilenets.training.run import Run
 from mobilenets.training.stages import Stages
-from mobilenets.training.task import LOWER_IS_BETTER, Metrics, Task, TrainingData
+from mobilenets.training.task import EXTENSION, LOWER_IS_BETTER, Metrics, Task, TrainingData
 
 STATE_FORMAT = 2
 SAMPLES = 8
@@ -70,6 +70,8 @@ class Session:
             new_head = bool(missing.missing_keys)
             if fine_tuning is None or fine_tuning.thaw is not None:
                 unfold(model, data.train)
+        if data.extend is not None:
+            data.extend(model)
         if recipe.whiten:
             first = freeze_first_layer(model)
             if weights is None:
@@ -207,7 +209,12 @@ class Session:
     def keep_best(self, metrics: Metrics) -> None:
         """Write the best epoch's weights, figures, details and model card."""
         folder = self.run.folder
-        write_weights(folder / "model.safetensors", self.trained.state_dict())
+        kept = {
+            name: value
+            for name, value in self.trained.state_dict().items()
+            if not name.startswith(f"{EXTENSION}.")
+        }
+        write_weights(folder / "model.safetensors", kept)
         details = metrics.details()
         write_json(folder / "validation.json", details)
         task = self.run.task

@@ -26,6 +26,9 @@ from mobilenets.training.recipe import DistillationChoice, Recipe
 
 LOWER_IS_BETTER = frozenset({"loss", "calibration_error", "equal_error_rate"})
 
+# Of a model, what is trained with it and not kept.
+EXTENSION = "projector"
+
 # What outputs are: a network's own; every box of a detector with its score of each class; the boxes that it found.
 Form = Literal["network", "boxes", "found"]
 
@@ -64,7 +67,7 @@ class TrainingData:
     """The two loaders of a training run, and what to tell about them.
 
     `record` goes into the run's `config.json`, so that the data can be found and known again. `loss` is minimised where it is
-    not the task's own.
+    not the task's own, by a model that `extend` gives what only training asks for, in modules named `EXTENSION`.
     """
 
     train: Loader
@@ -72,6 +75,7 @@ class TrainingData:
     record: Mapping[str, Any]
     warnings: Sequence[str] = field(default=())
     loss: Callable[[nn.Module, Batch, Recipe], dict[str, Tensor]] | None = None
+    extend: Callable[[nn.Module], None] | None = None
 
 
 def make_loaders(

@@ -5,8 +5,9 @@ Shapes: N images, C channels, H height, W width.
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -68,10 +69,32 @@ class NetworkTeacher:
         for value in network.state_dict().values():
             digest.update(value.cpu().numpy().tobytes())
         self.fingerprint = digest.hexdigest()
+        self._answers: Callable[[Tensor], Tensor] = self._network
+
+    def of_features(self) -> NetworkTeacher:
+        """The same one, asked for what comes before its classifier.
+
+        Raises:
+            ValueError: it is not known where that is.
+        """
+        network: Any = self._network
+        other = copy.copy(self)
+        if hasattr(network, "pooled_features"):
+            other._answers = network.pooled_features
+        elif hasattr(network, "forward_head"):
+            other._answers = lambda inputs_NCHW: network.forward_head(
+                network.forward_features(inputs_NCHW), pre_logits=True
+            )
+        else:
+            raise ValueError(
+                f"{self.name}: it is not known which of its layers gives features; a file whose output they are teaches them"
+            )
+        other.fingerprint += " features"
+        return other
 
     def answer(self, inputs_NCHW: Tensor) -> Tensor:
         with torch.inference_mode():
-            outputs: Tensor = self._network(inputs_NCHW)
+            outputs: Tensor = self._answers(inputs_NCHW)
         # A tensor of inference mode takes no part in training.
         return outputs.clone()
 
@@ -79,7 +102,8 @@ class NetworkTeacher:
         return _shape_of(self)
 
     def to(self, device: torch.device) -> None:
-        self._network = self._network.to(device)
+        # In place: what it answers with is its own.
+        self._network.to(device)
 
 
 class FileTeacher:
@@ -196,6 +220,13 @@ def find_teacher(reference: str, task: Task, choice: DistillationChoice) -> Teac
         ValueError: there is no such teacher, or it has learnt another task; in one sentence.
         ImportError: a package that knows the format is missing; it says how to install it.
     """
+    teacher = _find(reference, task, choice)
+    if choice.loss == "features" and isinstance(teacher, NetworkTeacher):
+        return teacher.of_features()
+    return teacher
+
+
+def _find(reference: str, task: Task, choice: DistillationChoice) -> Teacher:
     path = Path(reference)
     if (path / "manifest.json").is_file():
         path = path / str(read_json(path / "manifest.json")["file"])
@@ -213,7 +244,7 @@ def find_teacher(reference: str, task: Task, choice: DistillationChoice) -> Teac
         if model != reference and not model[:1].isdigit() and not path.exists():
             return find(reference, model)
     if (path / "config.json").is_file() and "task" in (config := read_json(path / "config.json")):
-        if config["task"] != task.name:
+        if config["task"] != task.name and choice.loss != "features":
             raise ValueError(
                 f"{reference} has learnt {config['task']}, and can't teach {task.name}"
             )
