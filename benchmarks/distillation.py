@@ -155,7 +155,11 @@ def train(study: Study, seed: int, folder: Path, options: argparse.Namespace) ->
     test = None
     if study.test:
         test = mobilenets("evaluate", folder, place_of(study.test, options))
-        test = {name: value for name, value in test.items() if name not in ("run", "data")}
+        test = {
+            name: value
+            for name, value in test.items()
+            if name == "verification" or isinstance(value, int | float)
+        }
     return {"seconds": seconds, "val": found, "test": test}
 
 
