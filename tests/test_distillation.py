@@ -12,11 +12,13 @@ from mobilenets import Run
 from mobilenets.architecture.preprocessing import Preprocessing
 from mobilenets.architecture.spec import MobileNetSpec
 from mobilenets.cli.main import run as cli
+from mobilenets.data.box_loader import BoxLoader
+from mobilenets.data.boxes import open_boxes, with_unknown
 from mobilenets.data.images import read_image
 from mobilenets.data.loaders import Batch
 from mobilenets.data.transforms import fit, normalise
 from mobilenets.tasks.classification.task import Classification
-from mobilenets.tasks.detection.loss import imitation_loss
+from mobilenets.tasks.detection.loss import detection_loss, imitation_loss
 from mobilenets.training.curves import read_curves
 from mobilenets.training.distillation import Distilled
 from mobilenets.training.imitation import soft, squared
@@ -315,15 +317,34 @@ def test_features_are_learnt_through_a_projector_that_is_not_kept(digits_run, tm
     assert rows[-1]["train/teacher"] < 0.8 * rows[0]["train/teacher"]
 
 
-def test_a_detector_learns_from_a_detector(shapes, shapes_run, tmp_path):
-    folder = tmp_path / "student"
+@pytest.mark.parametrize("weight", [0.5, 1])
+def test_a_detector_learns_from_a_detector(shapes, shapes_run, tmp_path, weight):
+    """From images with boxes, and from others of which the teacher alone knows what is in them."""
+    folder, loose = tmp_path / "student", tmp_path / "loose"
+    loose.mkdir()
+    for path in list((shapes / "train").iterdir())[:4]:
+        (loose / path.name).write_bytes(path.read_bytes())
     command = ["train", shapes, "--task", "detection", "--model", "ssd96/0.25", "--epochs", 4]
     command += ["--teacher", shapes_run, "--device", "cpu", "--output", folder]
-    for change in ("batch_size=6", "distillation.weight=1", "optimizer.lr=0.005"):
+    command += ["--unlabelled", loose]
+    for change in ("batch_size=6", f"distillation.weight={weight}", "optimizer.lr=0.005"):
         command += ["--set", change]
     assert cli([*map(str, command)]) == 0
     losses = [row["train/teacher"] for row in read_curves(folder)]
     assert losses[-1] < 0.8 * losses[0]
+    assert Run.load(folder).config["data"]["train_images"] == 16
+
+
+def test_what_nobody_knows_of_an_image_costs_a_detector_nothing(shapes):
+    split = open_boxes(shapes).splits["train"]
+    whole = with_unknown(split, [split.images.paths[0]])
+    assert (len(whole), whole.ids[-1]) == (13, max(split.ids) + 1)
+    loader = BoxLoader(whole.take([12]), Preprocessing(96, 96), 1)
+    told = next(iter(loader.batches())).targets_N
+    boxes = torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.3, 0.3, 1.2, 1.2]])
+    outputs = torch.randn(1, 2, 4 + 3, requires_grad=True)
+    losses = detection_loss(outputs, told, boxes, "softmax", focal=False)
+    assert losses["loss"].item() == 0
 
 
 @pytest.mark.parametrize(

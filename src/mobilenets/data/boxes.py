@@ -447,12 +447,34 @@ def _yolo_images(home: Path, place: str, file: Path) -> list[Path]:
     return list(images_below(found))
 
 
-def _yolo_objects(image: Path, classes: int) -> tuple[tuple[int, int], tuple[Object, ...]]:
+def with_unknown(split: BoxSplit, paths: Sequence[Path]) -> BoxSplit:
+    """A split with more images, of which nobody says what is in them: all of each is ignored."""
+    sizes = tuple(_size_or_one(path) for path in paths)
+    whole = [
+        Object(
+            box=(0, 0, width, height), label=0, ignored=True, area=width * height, told=str(path)
+        )
+        for path, (height, width) in zip(paths, sizes, strict=True)
+    ]
+    last = max(split.ids, default=0)
+    return BoxSplit(
+        images=FileImages((*split.images.paths, *paths)),
+        sizes=(*split.sizes, *sizes),
+        objects=(*split.objects, *((thing,) for thing in whole)),
+        ids=(*split.ids, *range(last + 1, last + 1 + len(paths))),
+    )
+
+
+def _size_or_one(image: Path) -> tuple[int, int]:
+    """Height and width; who reads the image tells what is wrong with it, or leaves it out."""
     try:
-        height, width = size_of(image)
-    # Who reads the image tells what is wrong with it, or leaves it out.
+        return size_of(image)
     except BadImageError:
-        height = width = 1
+        return 1, 1
+
+
+def _yolo_objects(image: Path, classes: int) -> tuple[tuple[int, int], tuple[Object, ...]]:
+    height, width = _size_or_one(image)
     parts = list(image.parts)
     # The last folder of that name holds the images, and one beside it the text files.
     if "images" in parts:

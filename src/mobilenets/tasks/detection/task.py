@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mobilenets.architecture.detector import DetectorSpec, Selection, Spec, spec_from_dict
 from mobilenets.architecture.preprocessing import Preprocessing, channel_order
 from mobilenets.data.box_loader import BoxDistortion, make_box_loader
-from mobilenets.data.boxes import BoxSource, BoxSplit, open_boxes, usable
+from mobilenets.data.boxes import BoxSource, BoxSplit, open_boxes, usable, with_unknown
 from mobilenets.data.doctor import Report
 from mobilenets.data.loaders import Batch, Loader, OnBadImage
 from mobilenets.data.parts import Part
@@ -177,8 +177,6 @@ class Detection(Task):
     def build_data(
         self, recipe: Recipe, *, on_bad_image: OnBadImage, unlabelled: Sequence[Path] = ()
     ) -> TrainingData:
-        if unlabelled:
-            raise ValueError("detection trains on images with boxes: leave --unlabelled out")
         source = self._source
         assert source is not None, "a task read back from a run trains on no data"
         taught = _training_part(source)
@@ -191,6 +189,8 @@ class Detection(Task):
         if recipe.fraction < 1:
             train, _ = divide(train, 1 - recipe.fraction, recipe.seed)
         train, wrong = usable(train)
+        if unlabelled:
+            train = with_unknown(train, unlabelled)
         val, wrong_val = usable(val)
         flaws = [*wrong, *wrong_val]
         train_loader, val_loader, bad_train, bad_val = make_loaders(
