@@ -224,6 +224,24 @@ def test_from_training_to_prediction(things, things_run, capsys):
     assert "red" in capsys.readouterr().out
 
 
+def test_error_rates_are_told_by_group(things, things_run, capsys):
+    assert cli(["evaluate", str(things_run), str(things), "--by", "large", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    groups = found["groups"]
+    assert groups["0"]["images"] + groups["1"]["images"] == found["images"] == 60
+    rows = [group["details"]["attributes"] for group in groups.values()]
+    # Of large things none is small.
+    assert rows[1]["large"]["ap"] is None
+    assert rows[1]["large"]["false_yes"] is None
+    for label in ("red", "round"):
+        wrong = sum(row[label]["false_no"] * row[label]["yes"] for row in rows)
+        assert found["attributes"][label]["false_no"] * found["attributes"][label]["yes"] == (
+            pytest.approx(wrong)
+        )
+    assert cli(["evaluate", str(things_run), str(things), "--by", "large"]) == 0
+    assert "by large" in capsys.readouterr().out
+
+
 def test_a_run_is_exported_with_its_answers_proven(things, things_run, tmp_path, capsys):
     bundle = tmp_path / "onnx"
     command = ["export", things_run, "--to", "onnx", "--output", bundle, "--data", things]

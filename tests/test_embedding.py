@@ -608,6 +608,7 @@ def test_what_search_can_not_do_is_one_sentence(things, things_run, digits_run, 
             "the name of a picture ends in",
         ),
         (["evaluate", things_run, things, "--by", "kind"], "holds no CSV"),
+        (["train", things, "--set", "embedding.size=8"], "embedding is for embeddings, not for"),
     ):
         assert cli([*map(str, arguments)]) == 2
         error = capsys.readouterr().err

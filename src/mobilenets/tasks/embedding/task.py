@@ -57,7 +57,7 @@ from mobilenets.training.task import (
 
 EVALUATION_BATCH = 64
 # So many images make a million pairs, and more tell little more.
-LARGEST_EVALUATION = 20_000
+LARGEST_EVALUATION = 10_000
 # Cosines that differ by less may change places in another runtime.
 TIE = 1e-5
 
