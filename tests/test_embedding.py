@@ -229,6 +229,21 @@ def test_evaluation_says_what_can_not_be_measured(things, things_run, tmp_path, 
         assert picture.width > 400
 
 
+def test_who_has_one_image_is_named(things, tmp_path, capsys):
+    """CASES 28."""
+    data = tmp_path / "data"
+    for part, names in (("train", NAMES[:4]), ("val", NAMES[4:8])):
+        for name in names:
+            (data / part / name).mkdir(parents=True)
+            for number in range(1, 2 if name == "thing2" else 5):
+                (data / part / name / f"{number}.png").symlink_to(things / name / f"{number}.png")
+    assert train(data, tmp_path / "run", "--epochs", 1) == 0
+    assert (
+        "left out: thing2 has one image, and nothing to compare it with" in capsys.readouterr().err
+    )
+    assert Run.load(tmp_path / "run").config["data"]["train_images"] == 12
+
+
 def test_figures_of_groups_stand_beside_those_of_all(things, things_run, tmp_path, capsys):
     table = things / "kinds.csv"
     table.write_text(

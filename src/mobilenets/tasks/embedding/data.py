@@ -115,6 +115,13 @@ def whole_identities(split: Split, limit: int) -> Split:
     return split.take(order_N[:limit].tolist())
 
 
+def alone(split: Split) -> list[int]:
+    """Places of identities of which there is one image."""
+    people, counts = np.unique(split.targets[split.targets != UNKNOWN], return_counts=True)
+    places: list[int] = people[counts == 1].tolist()
+    return places
+
+
 def numbered(split: Split) -> tuple[Split, int]:
     """The same with identities numbered from 0 on, without gaps, and how many there are."""
     known_N = split.targets != UNKNOWN

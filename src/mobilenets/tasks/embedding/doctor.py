@@ -5,11 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-import numpy as np
-
 from mobilenets.data.doctor import SPLIT_ORDER, Finding, Item, Report, printable, report_on
 from mobilenets.data.sources import UNKNOWN, Split
-from mobilenets.tasks.embedding.data import IdentitySource, open_identities
+from mobilenets.tasks.embedding.data import IdentitySource, alone, open_identities
 
 
 def check(where: str) -> Report:
@@ -43,10 +41,8 @@ def _items(source: IdentitySource, name: str, split: Split) -> list[Item]:
 
 
 def _lonely(identities: tuple[str, ...], name: str, split: Split) -> Iterator[Finding]:
-    known_N = split.targets[split.targets != UNKNOWN]
-    counts = np.bincount(known_N, minlength=len(identities))
-    lonely = np.flatnonzero(counts == 1)
-    for place in lonely[:5].tolist():
+    lonely = alone(split)
+    for place in lonely[:5]:
         yield Finding(
             kind="single-image",
             severity="note",
@@ -59,7 +55,7 @@ def _lonely(identities: tuple[str, ...], name: str, split: Split) -> Iterator[Fi
             kind="single-image",
             severity="warning",
             name=name,
-            detail=f"{len(lonely):,} of {np.count_nonzero(counts):,} identities have one image",
+            detail=f"{len(lonely):,} of {len(set(split.targets.tolist()) - {UNKNOWN}):,} identities have one image",
             split=name,
         )
 

@@ -25,6 +25,7 @@ from mobilenets.data.sources import ALL, UNKNOWN, FileImages, Split, divide, joi
 from mobilenets.data.transforms import Distortion
 from mobilenets.tasks.embedding.data import (
     IdentitySource,
+    alone,
     hold_out_identities,
     numbered,
     open_identities,
@@ -135,6 +136,7 @@ class Embedding(Task):
         if "val" not in source.splits:
             division = {"held_out": recipe.held_out, "seed": recipe.seed}
         train, val = _divided(source, division)
+        lonely = tuple(source.identities[place] for place in alone(train))
         train, identities = numbered(train)
         if _learns_identities(recipe):
             counts = np.bincount(train.targets[train.targets != UNKNOWN])
@@ -151,7 +153,7 @@ class Embedding(Task):
             choice.size,
             given,
             identities,
-            _Parts(source, train, val, division),
+            _Parts(source, train, val, division, lonely),
             directions=choice.loss == "arcface" and _learns_identities(recipe),
         )
 
@@ -248,6 +250,11 @@ class Embedding(Task):
             "on_bad_image": on_bad_image,
         }
         warnings = [f"left out: {problem}" for problem in skipped]
+        if parts.lonely and _learns_identities(recipe):
+            more = f" and {len(parts.lonely) - 1:,} more have" if len(parts.lonely) > 1 else " has"
+            warnings.append(
+                f"left out: {parts.lonely[0]}{more} one image, and nothing to compare it with"
+            )
         return TrainingData(train_loader, val_loader, record, warnings)
 
     def open_for_evaluation(
@@ -328,6 +335,8 @@ class _Parts:
     train: Split
     val: Split
     division: Mapping[str, Any]
+    # Identities of training that have one image.
+    lonely: tuple[str, ...]
 
 
 class UnitLength(nn.Module):
