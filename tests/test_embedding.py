@@ -437,7 +437,16 @@ def test_a_margin_is_learnt_and_left_out_of_files(things, tmp_path):
     assert run.model.margin is not None
 
 
-@pytest.mark.parametrize("name", ["onnx", "litert", "openvino", "executorch", "pt2"])
+# ExecuTorch's and PyTorch's files come from the graph that ONNX's comes from.
+@pytest.mark.parametrize(
+    "name",
+    [
+        "onnx",
+        "litert",
+        "openvino",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("executorch", "pt2")),
+    ],
+)
 def test_every_file_gives_unit_length(things, things_run, tmp_path, name):
     pytest.importorskip({"litert": "litert_torch", "pt2": "torch", "onnx": "onnx"}.get(name, name))
     folder = tmp_path / name
