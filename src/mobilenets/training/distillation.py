@@ -71,7 +71,7 @@ class Distilled:
         with torch.inference_mode():
             network = self._task.build_model(spec).eval()
             if self._choice.loss == "features":
-                _check_features(network, self._teacher)
+                _check_features(self._task, network, self._teacher)
                 return
             outputs = network(torch.zeros(2, ours.channel_count, ours.height, ours.width))
             taught = _in_order(torch.zeros(2, *self._teacher.shape()), self._columns)
@@ -271,7 +271,11 @@ class TaughtLoader:
         return answers
 
 
-def _check_features(network: nn.Module, teacher: Teacher) -> None:
+def _check_features(task: Task, network: nn.Module, teacher: Teacher) -> None:
+    if task.asks_teacher:
+        raise ValueError(
+            "recipe: distillation.loss=features says nothing of how good a model is, and the images are of nobody known"
+        )
     if not hasattr(network, "pooled_features"):
         raise ValueError("recipe: distillation.loss=features is for models with one classifier")
     if len(teacher.shape()) != 1:
