@@ -84,6 +84,12 @@ def _teachers() -> dict:
         "verification": verification,
         "people": [result for result in trained.values() if result["study"] == "people"],
         "cifar_students": list(students.values()) if len(students) > 1 else [],
+        "lifts": [
+            f"{100 * (taught['test']['top1'] - plain['test']['top1']):+.2f}"
+            for taught, plain in zip(*students.values(), strict=True)
+        ]
+        if len(students) > 1
+        else [],
     }
 
 
