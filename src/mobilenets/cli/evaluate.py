@@ -88,7 +88,11 @@ def evaluate(
     figures, metrics = measure(opened.task, model, loader, target, mirror=mirror, groups=groups)
     details = metrics.details()
     if plot is not None:
-        _draw(getattr(metrics, "pairs", None), plot)
+        from mobilenets.tasks.embedding.metrics import EmbeddingMetrics
+
+        assert isinstance(metrics, EmbeddingMetrics)
+        assert metrics.pairs is not None
+        _draw(metrics.pairs, plot)
     of_groups = {} if groups is None else groups.compute()
     if groups is not None and groups.unknown:
         note(f"warning: {by} is not told of {groups.unknown:,} images")
@@ -123,11 +127,9 @@ def _judge(
     print_table(f"{run.folder} on the pairs of {pairs}", ("figure", "value"), found.rows())
 
 
-def _draw(similarities: SamePairs | None, plot: Path) -> None:
+def _draw(similarities: SamePairs, plot: Path) -> None:
     from mobilenets.web.roc import draw_roc
 
-    if similarities is None:
-        raise ValueError("--plot: a curve needs images whose identities are known")
     same_S, others_O = similarities
     draw_roc(same_S, others_O, plot)
 
