@@ -8,7 +8,7 @@ JSON file in docs/results/detection/; what is there is not run again. Needs the 
 - `imported`: boxes of the imported weights against those of the original file in LiteRT on 256 images of COCO, and the mAP of both on its 128
   validation images;
 - `ssd`, `frcnn`: BCCD's official split, from the imported weights; its test part once, at the end;
-- `exports`: the trained SSD in every runtime, in floats and in int8;
+- `exports`: the imported SSD in every runtime, in floats and in int8;
 - `speed`: one image through the file against what its mult-adds foretell from the classifier's speed.
 """
 
@@ -191,10 +191,11 @@ def study_training(places: Places, name: str, seed: int = 0) -> dict:
 
 
 def study_exports(places: Places) -> dict:
-    """The trained SSD in every runtime."""
-    run = Run.load(places.runs / "ssd")
-    evidence, rows = find_evidence(run, data=str(places.bccd)), []
-    how = Quantisation(calibration_NCHW=find_calibration(run))
+    """The imported SSD in every runtime, judged on the validation images of COCO, quantised by others."""
+    run = Run.load(places.weights)
+    evidence, rows = find_evidence(run, data=str(places.coco)), []
+    images = [str(places.coco / "train2017")]
+    how = Quantisation(calibration_NCHW=find_calibration(run, images, limit=64))
     for target in EXECUTED:
         for precision in (FLOAT, INT8):
             folder = run.folder / f"{target}-{precision}"
