@@ -203,7 +203,7 @@ def rank_one(
     >>> embeddings = np.array([[1, 0], [0.8, 0.6], [0, 1]], dtype=np.float32)
     >>> share, _ = rank_one(embeddings, np.array([0, 0, 1]))
     >>> share
-    0.5
+    1.0
     """
     right, ahead = [], []
     for start in range(0, len(targets_N), _ROWS):
