@@ -111,17 +111,8 @@ def stored_types(path):
 INT8_TYPES = {"litert": {"int8"}, "openvino": {"i8"}, "pt2": {"torch.int8"}}
 
 
-@pytest.fixture(scope="module")
-def learnt_run(tmp_path_factory):
-    """Sure of most digits: what four epochs leave in doubt differs from one processor to the next."""
-    folder = tmp_path_factory.mktemp("runs") / "learnt"
-    command = ["train", "digits", "--model", "0.25-16-s8", "--epochs", "12", "--device", "cpu"]
-    assert cli([*command, "--output", str(folder)]) == 0
-    return folder
-
-
-def test_int8_is_int8_and_loses_nothing(learnt_run, tmp_path, target):
-    run = Run.load(learnt_run)
+def test_int8_is_int8_and_loses_nothing(digits_run, tmp_path, target):
+    run = Run.load(digits_run)
     evidence = find_evidence(run)
     how = Quantisation(calibration_NCHW=find_calibration(run))
     bundle = export(run, target, tmp_path / "int8", evidence, how)

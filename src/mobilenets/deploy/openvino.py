@@ -61,10 +61,14 @@ def _quantised(model: Exportable, graph: Any) -> Any:
     if model.form != "network":
         kept |= _tail(nodes)
     images = [image_NCHW.numpy() for image_NCHW in torch.split(int8.images_NCHW, 1)]
-    parameters = None
+    # By itself it takes the mean of the images' extremes and cuts off what goes beyond, and corrects biases a second time.
+    exact = nncf.quantization.range_estimator.RangeEstimatorParametersSet.MINMAX
+    parameters = nncf.AdvancedQuantizationParameters(
+        activations_range_estimator_params=exact, disable_bias_correction=True
+    )
     if not int8.per_channel:
         whole = nncf.quantization.advanced_parameters.QuantizationParameters(per_channel=False)
-        parameters = nncf.AdvancedQuantizationParameters(weights_quantization_params=whole)
+        parameters.weights_quantization_params = whole
     return nncf.quantize(
         graph,
         nncf.Dataset(images),
