@@ -185,7 +185,7 @@ def study_training(places: Places, name: str, seed: int = 0) -> dict:
         "seconds": round(seconds),
         "model": str(Run.load(folder).spec),
         "val_map50": trained["map50"],
-        "test": test,
+        "test": {key: test[key] for key in test if key not in ("run", "data")},
         "curve": {key: [row.get(key) for row in rows] for key in keys},
     }
 
