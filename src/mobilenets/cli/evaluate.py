@@ -19,6 +19,8 @@ from mobilenets.cli.output import (
 )
 
 if TYPE_CHECKING:
+    import torch
+
     from mobilenets.tasks.embedding.verification import SamePairs
     from mobilenets.training.run import Run
 
@@ -75,7 +77,7 @@ def evaluate(
     if mirror and not opened.task.mirrors:
         raise ValueError(f"--mirror averages guesses, and {opened.spec} tells of places")
     if pairs is not None:
-        _judge(opened, pairs, Path(data), plot, device, as_json=as_json)
+        _judge(opened, pairs, Path(data), plot, target, as_json=as_json)
         return
     found = None if by is None else find_groups(data, by)
     name, loader, warnings = opened.task.open_for_evaluation(
@@ -100,10 +102,7 @@ def evaluate(
         more = {} if groups is None else {"by": by, "groups": of_groups}
         print_json({"run": str(run), "data": data, "split": name, **figures, **details, **more})
         return
-    rows = [
-        (figure, f"{value:.4f}" if isinstance(value, float) else f"{value:,}")
-        for figure, value in figures.items()
-    ]
+    rows = [(figure, _shown(value)) for figure, value in figures.items()]
     rows += [(figure, value) for figure, value in _of_pairs(details) if figure.startswith("TAR")]
     print_table(f"{run} on the {name} images of {data}", ("figure", "value"), rows)
     if groups is not None:
@@ -111,14 +110,12 @@ def evaluate(
 
 
 def _judge(
-    run: Run, pairs: Path, images: Path, plot: Path | None, device: str, *, as_json: bool
+    run: Run, pairs: Path, images: Path, plot: Path | None, device: torch.device, *, as_json: bool
 ) -> None:
     """What a list of pairs says of a run."""
     from mobilenets.tasks.embedding.pairs import judge_pairs, read_pairs
-    from mobilenets.training.device import find_device
 
-    listed = read_pairs(pairs, images)
-    found, similarities = judge_pairs(run, listed, find_device(device))
+    found, similarities = judge_pairs(run, read_pairs(pairs, images), device)
     if plot is not None:
         _draw(similarities, plot)
     if as_json:
@@ -143,15 +140,16 @@ def _of_pairs(details: Mapping[str, Any]) -> list[tuple[str, str]]:
     return Verification.from_dict(details["verification"]).rows()
 
 
-def _print_groups(by: str, figures: list[str], groups: Mapping[str, Mapping[str, Any]]) -> None:
-    def cell(values: Mapping[str, Any], figure: str) -> str:
-        value = values.get(figure)
-        if value is None:
-            return "-"
-        return f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
+def _shown(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
 
+
+def _print_groups(by: str, figures: list[str], groups: Mapping[str, Mapping[str, Any]]) -> None:
     rows = [
-        (group, *(cell(values, figure) for figure in figures)) for group, values in groups.items()
+        (group, *(_shown(values.get(figure)) for figure in figures))
+        for group, values in groups.items()
     ]
     print_table(f"by {by}", (by, *figures), rows)
     for group, values in groups.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -22,6 +22,11 @@ BadImageOption = Annotated[
 ]
 
 
+RuntimeOption = Annotated[
+    str, typer.Option(help="auto (the fastest), torch, or one that the run was exported for.")
+]
+
+
 def on_bad_image_choice(text: str) -> Literal["stop", "skip"]:
     """Check the value of `--on-bad-image`.
 
@@ -33,6 +38,22 @@ def on_bad_image_choice(text: str) -> Literal["stop", "skip"]:
     if text == "skip":
         return "skip"
     raise ValueError(f"--on-bad-image is stop or skip, not {text!r}")
+
+
+def leaving_out(text: str) -> Callable[[ValueError], None]:
+    """What to do with an image that can't be read, by the value of `--on-bad-image`: raise what is wrong, or say it.
+
+    Raises:
+        ValueError: it is neither `stop` nor `skip`.
+    """
+    skip_or_stop = on_bad_image_choice(text)
+
+    def leave_out(error: ValueError) -> None:
+        if skip_or_stop == "stop":
+            raise type(error)(f"{error}; --on-bad-image skip leaves such images out")
+        note(f"warning: left out: {error}")
+
+    return leave_out
 
 
 def print_json(value: Any) -> None:

@@ -17,9 +17,10 @@ import typer
 from mobilenets.cli.output import (
     BadImageOption,
     JsonFlag,
+    RuntimeOption,
     fail,
+    leaving_out,
     note,
-    on_bad_image_choice,
     print_json,
 )
 
@@ -59,14 +60,12 @@ def predict(
         Path | None,
         typer.Option(help="Write COCO's results, with the numbers of this annotation file."),
     ] = None,
-    runtime: Annotated[
-        str, typer.Option(help="auto (the fastest), torch, or one that the run was exported for.")
-    ] = "auto",
+    runtime: RuntimeOption = "auto",
     on_bad_image: BadImageOption = "stop",
     as_json: JsonFlag = False,
 ) -> None:
     """Predict the five most likely labels of each image, or what a detector finds in it."""
-    skip_or_stop = on_bad_image_choice(on_bad_image)
+    leave_out = leaving_out(on_bad_image)
     if as_json + as_csv + (coco is not None) > 1:
         raise ValueError("give one of --json, --csv and --coco")
     if not 0 <= every < math.inf:
@@ -78,11 +77,6 @@ def predict(
     from mobilenets.deploy.predictor import batch_for, find_engine, predict_images
     from mobilenets.training.run import Run
     from mobilenets.training.stages import Stages
-
-    def leave_out(error: BadImageError) -> None:
-        if skip_or_stop == "stop":
-            raise BadImageError(f"{error}; --on-bad-image skip leaves such images out")
-        note(f"warning: left out: {error}")
 
     opened = Run.load(run)
     if opened.task.name != "detection" and (score, tile, coco) != (None, None, None):

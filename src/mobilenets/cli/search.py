@@ -11,8 +11,8 @@ import typer
 from mobilenets.cli.output import (
     BadImageOption,
     JsonFlag,
-    note,
-    on_bad_image_choice,
+    RuntimeOption,
+    leaving_out,
     print_json,
     print_table,
 )
@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from mobilenets.data.images import BadImageError
+    from mobilenets.deploy.predictor import Engine
     from mobilenets.training.run import Run
 
-    LeaveOut = Callable[[BadImageError], None]
+    LeaveOut = Callable[[ValueError], None]
+    Embed = Callable[[list[Path], str], dict[Path, NDArray[np.float32]]]
 
 
 def search(
@@ -38,18 +39,17 @@ def search(
     draw: Annotated[
         Path | None, typer.Option(help="A folder for pictures of each with what is like it.")
     ] = None,
-    runtime: Annotated[
-        str, typer.Option(help="auto (the fastest), torch, or one that the run was exported for.")
-    ] = "auto",
+    runtime: RuntimeOption = "auto",
     on_bad_image: BadImageOption = "stop",
     as_json: JsonFlag = False,
 ) -> None:
     """Find the images of a gallery that are most like an example, the example itself left out."""
-    skip_or_stop = on_bad_image_choice(on_bad_image)
+    leave_out = leaving_out(on_bad_image)
 
     import numpy as np
 
-    from mobilenets.data.images import BadImageError, find_images
+    from mobilenets.data.images import find_images
+    from mobilenets.deploy.predictor import BATCH, find_engine
     from mobilenets.tasks.embedding.search import nearest
     from mobilenets.training.run import Run
 
@@ -57,14 +57,14 @@ def search(
     if opened.task.name != "embedding":
         raise ValueError(f"search compares embeddings, and {run} has learnt {opened.task.name}")
 
-    def leave_out(error: BadImageError) -> None:
-        if skip_or_stop == "stop":
-            raise BadImageError(f"{error}; --on-bad-image skip leaves such images out")
-        note(f"warning: left out: {error}")
+    asked, files = find_images([query]), find_images(gallery)
+    engine = find_engine(opened, runtime, batch=min(len(files), BATCH))
 
-    asked = find_images([query])
-    known = _embed_gallery(opened, find_images(gallery), runtime, index, leave_out)
-    questions = _embed(opened, asked, runtime, "looking", leave_out)
+    def embed(images: list[Path], what: str) -> dict[Path, NDArray[np.float32]]:
+        return _embed(opened, images, engine, what, leave_out)
+
+    known = _embed_gallery(opened, files, index, embed)
+    questions = embed(asked, "looking")
     if not (known and questions):
         raise ValueError(f"{query if known else ', '.join(gallery)}: no image could be read")
     places = list(known)
@@ -108,11 +108,11 @@ def search(
 
 
 def _embed_gallery(
-    run: Run, files: list[Path], runtime: str, index: Path | None, leave_out: LeaveOut
+    run: Run, files: list[Path], index: Path | None, embed: Embed
 ) -> dict[Path, NDArray[np.float32]]:
     """Embeddings of a gallery: what the index knows is not computed again."""
     if index is None:
-        return _embed(run, files, runtime, "embedding the gallery", leave_out)
+        return embed(files, "embedding the gallery")
 
     import numpy as np
 
@@ -121,7 +121,7 @@ def _embed_gallery(
     kept = read_index(index, run.weights_sha256).known() if index.is_file() else {}
     keys = {file: file_key(file) for file in files}
     new = [file for file in files if keys[file] not in kept]
-    made = _embed(run, new, runtime, "embedding the gallery", leave_out)
+    made = embed(new, "embedding the gallery")
     known = {}
     for file in files:
         values = made[file] if file in made else kept.get(keys[file])
@@ -134,22 +134,20 @@ def _embed_gallery(
 
 
 def _embed(
-    run: Run, files: list[Path], runtime: str, what: str, leave_out: LeaveOut
+    run: Run, files: list[Path], engine: Engine, what: str, leave_out: LeaveOut
 ) -> dict[Path, NDArray[np.float32]]:
     import numpy as np
 
     from mobilenets.data.images import BadImageError
     from mobilenets.data.progress import progress
-    from mobilenets.deploy.predictor import BATCH, find_engine, predict_images
+    from mobilenets.deploy.predictor import BATCH, predict_images
     from mobilenets.tasks.embedding.prediction import EmbeddingPrediction
 
     if not files:
         return {}
-    batch = min(len(files), BATCH)
-    engine = find_engine(run, runtime, batch=batch)
     found = {}
     with progress(what, len(files)) as advance:
-        for image, prediction in predict_images(run, files, engine, batch_size=batch):
+        for image, prediction in predict_images(run, files, engine, batch_size=BATCH):
             advance(1)
             if isinstance(prediction, BadImageError):
                 leave_out(prediction)
