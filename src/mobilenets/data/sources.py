@@ -219,6 +219,15 @@ class Split:
         return digest.hexdigest()[:16]
 
 
+def fingerprint_of(labels: Sequence[str], splits: Mapping[str, Split]) -> str:
+    """A hash of names, targets and image keys, by which a run knows its own data again."""
+    digest = hashlib.sha256(json.dumps(labels).encode())
+    for name in sorted(splits):
+        digest.update(name.encode())
+        digest.update(splits[name].fingerprint().encode())
+    return digest.hexdigest()[:16]
+
+
 @dataclass(frozen=True)
 class Source:
     """A labelled data set: its labels, its splits by name, and what a user should know of it.

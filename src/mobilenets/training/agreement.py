@@ -39,28 +39,31 @@ class Agreement(ABC):
 
 
 @dataclass(frozen=True)
-class Parity(Agreement):
-    """How far two sets of outputs (N, K) are apart.
+class Near(Agreement):
+    """How far two sets of numbers are apart, and what is told from them.
 
     `relative_difference` is the largest difference over the largest reference value.
     """
 
     largest_difference: float
     relative_difference: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the difference is under 1e-3 and 99.9 % of the answers agree."""
+        return self.relative_difference < MAX_RELATIVE_DIFFERENCE and self.share >= MIN_AGREEMENT
+
+
+@dataclass(frozen=True)
+class Parity(Near):
+    """How far two sets of outputs (N, K) are apart, and whether the first guesses agree."""
+
     top1_agreement: float
 
     @property
     def share(self) -> float:
         """Of the first guesses, those that agree."""
         return self.top1_agreement
-
-    @property
-    def holds(self) -> bool:
-        """Whether the difference is under 1e-3 and the first guesses agree on 99.9 %."""
-        return (
-            self.relative_difference < MAX_RELATIVE_DIFFERENCE
-            and self.top1_agreement >= MIN_AGREEMENT
-        )
 
     def __str__(self) -> str:
         return (

@@ -124,6 +124,33 @@ def make_loaders(
     return taught, held, bad_train, bad_val
 
 
+def told_data(
+    source: Any,
+    loaders: tuple[Loader, Loader, tuple[str, ...], tuple[str, ...]],
+    division: Mapping[str, Any],
+    *,
+    on_bad_image: OnBadImage,
+) -> TrainingData:
+    """What a training run takes, of a source with a fingerprint.
+
+    Args:
+        source: has `where` and `fingerprint()`.
+        loaders: as `make_loaders` gives them.
+        division: how validation images were held out, where the data has none of its own.
+    """
+    train, val, bad_train, bad_val = loaders
+    skipped = [*bad_train, *bad_val]
+    record = {
+        "where": str(Path(source.where).resolve()),
+        "fingerprint": source.fingerprint(),
+        **division,
+        "train_images": train.images,
+        "skipped": skipped,
+        "on_bad_image": on_bad_image,
+    }
+    return TrainingData(train, val, record, [f"left out: {problem}" for problem in skipped])
+
+
 # Augmentation of images with boxes alone, and of images with one class.
 OF_BOXES, OF_CLASSES = ("expand", "crop", "mosaic"), ("mixup", "cutmix")
 

@@ -6,8 +6,6 @@ Shapes: N images, L attributes.
 from __future__ import annotations
 
 import csv
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from mobilenets.data.sources import (
     FileImages,
     Split,
     class_folders,
+    fingerprint_of,
     split_folder_of_each,
 )
 
@@ -51,11 +50,7 @@ class AttributeSource:
 
     def fingerprint(self) -> str:
         """A hash of names and targets, by which a run knows its own data again."""
-        digest = hashlib.sha256(json.dumps(self.labels).encode())
-        for name in sorted(self.splits):
-            digest.update(name.encode())
-            digest.update(self.splits[name].fingerprint().encode())
-        return digest.hexdigest()[:16]
+        return fingerprint_of(self.labels, self.splits)
 
 
 def open_attributes(where: str | Path) -> AttributeSource:

@@ -26,7 +26,7 @@ from mobilenets.tasks.attributes.loss import attribute_divergence, attribute_los
 from mobilenets.tasks.attributes.metrics import FIGURES, HALF, AttributeMetrics
 from mobilenets.tasks.attributes.prediction import Answer, AttributePrediction
 from mobilenets.tasks.attributes.recipes import ATTRIBUTES, RECIPES
-from mobilenets.training.agreement import MAX_RELATIVE_DIFFERENCE, MIN_AGREEMENT, Agreement
+from mobilenets.training.agreement import Near
 from mobilenets.training.imitation import squared
 from mobilenets.training.recipe import DistillationChoice, Recipe
 from mobilenets.training.task import (
@@ -38,6 +38,7 @@ from mobilenets.training.task import (
     choose_part,
     make_loaders,
     refuse_choices,
+    told_data,
 )
 
 EVALUATION_BATCH = 64
@@ -156,7 +157,7 @@ class Attributes(Task):
             nothing = np.full((len(unlabelled), len(self._labels)), np.nan, dtype=np.float32)
             train = join([train, Split(FileImages(tuple(unlabelled)), nothing)])
         choices = recipe.augmentation.model_dump(exclude=set(OF_BOXES + OF_CLASSES))
-        train_loader, val_loader, bad_train, bad_val = make_loaders(
+        loaders = make_loaders(
             make_loader,
             (train, val),
             self._preprocessing,
@@ -166,17 +167,7 @@ class Attributes(Task):
             evaluation_batch=EVALUATION_BATCH,
             on_bad_image=on_bad_image,
         )
-        skipped = [*bad_train, *bad_val]
-        record = {
-            "where": str(Path(source.where).resolve()),
-            "fingerprint": source.fingerprint(),
-            **division,
-            "train_images": train_loader.images,
-            "skipped": skipped,
-            "on_bad_image": on_bad_image,
-        }
-        warnings = [f"left out: {problem}" for problem in skipped]
-        return TrainingData(train_loader, val_loader, record, warnings)
+        return told_data(source, loaders, division, on_bad_image=on_bad_image)
 
     def open_for_evaluation(
         self,
@@ -240,25 +231,15 @@ class Attributes(Task):
 
 
 @dataclass(frozen=True)
-class SameAnswers(Agreement):
+class SameAnswers(Near):
     """How far two sets of logits (N, L) are apart, and how many answers are the same at the thresholds."""
 
-    largest_difference: float
-    relative_difference: float
     same_answers: float
 
     @property
     def share(self) -> float:
         """Of the answers, those that agree."""
         return self.same_answers
-
-    @property
-    def holds(self) -> bool:
-        """Whether the difference is under 1e-3 and 99.9 % of the answers agree."""
-        return (
-            self.relative_difference < MAX_RELATIVE_DIFFERENCE
-            and self.same_answers >= MIN_AGREEMENT
-        )
 
     def __str__(self) -> str:
         return (

@@ -43,7 +43,15 @@ from mobilenets.tasks.detection.prediction import BoxPrediction, Found, join_par
 from mobilenets.tasks.detection.recipes import FRCNN_FINETUNE, RECIPES, SSD_FINETUNE
 from mobilenets.tasks.detection.ssd import PyramidSsd, Ssd
 from mobilenets.training.recipe import DistillationChoice, Recipe
-from mobilenets.training.task import Form, Prediction, Task, TrainingData, choose_part, make_loaders
+from mobilenets.training.task import (
+    Form,
+    Prediction,
+    Task,
+    TrainingData,
+    choose_part,
+    make_loaders,
+    told_data,
+)
 
 _NETWORKS: dict[str, Callable[[DetectorSpec, int], nn.Module]] = {
     "ssd": Ssd,
@@ -193,7 +201,7 @@ class Detection(Task):
             train = with_unknown(train, unlabelled)
         val, wrong_val = usable(val)
         flaws = [*wrong, *wrong_val]
-        train_loader, val_loader, bad_train, bad_val = make_loaders(
+        loaders = make_loaders(
             make_box_loader,
             (train, val),
             self._preprocessing,
@@ -203,22 +211,14 @@ class Detection(Task):
             evaluation_batch=self._evaluation_batch,
             on_bad_image=on_bad_image,
         )
-        skipped = [*bad_train, *bad_val]
-        record = {
-            "where": str(Path(source.where).resolve()),
-            "fingerprint": source.fingerprint(),
-            **division,
-            "train_images": train_loader.images,
-            "skipped": skipped,
-            "on_bad_image": on_bad_image,
-        }
-        warnings = [f"left out: {problem}" for problem in skipped]
-        if flaws:
-            warnings.append(
-                f"{len(flaws)} boxes are wrong, and cut off or left out, such as {flaws[0]}: "
-                f"mobilenets doctor {source.where} --task detection tells of all"
-            )
-        return TrainingData(train_loader, val_loader, record, warnings)
+        data = told_data(source, loaders, division, on_bad_image=on_bad_image)
+        if not flaws:
+            return data
+        wrong_boxes = (
+            f"{len(flaws)} boxes are wrong, and cut off or left out, such as {flaws[0]}: "
+            f"mobilenets doctor {source.where} --task detection tells of all"
+        )
+        return replace(data, warnings=[*data.warnings, wrong_boxes])
 
     def open_for_evaluation(
         self,

@@ -5,8 +5,6 @@ Shapes: N images.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from mobilenets.data.sources import (
     FileImages,
     Split,
     class_folders,
+    fingerprint_of,
     split_folder_of_each,
 )
 
@@ -41,11 +40,7 @@ class IdentitySource:
 
     def fingerprint(self) -> str:
         """A hash of names and targets, by which a run knows its own data again."""
-        digest = hashlib.sha256(json.dumps(self.identities).encode())
-        for name in sorted(self.splits):
-            digest.update(name.encode())
-            digest.update(self.splits[name].fingerprint().encode())
-        return digest.hexdigest()[:16]
+        return fingerprint_of(self.identities, self.splits)
 
 
 def open_identities(where: str | Path) -> IdentitySource:

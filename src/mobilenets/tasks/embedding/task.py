@@ -42,7 +42,7 @@ from mobilenets.tasks.embedding.loss import (
 from mobilenets.tasks.embedding.metrics import FIGURES, TAUGHT_FIGURES, EmbeddingMetrics
 from mobilenets.tasks.embedding.prediction import EmbeddingPrediction
 from mobilenets.tasks.embedding.recipes import RECIPES, TRIPLET
-from mobilenets.training.agreement import MAX_RELATIVE_DIFFERENCE, MIN_AGREEMENT, Agreement
+from mobilenets.training.agreement import Near
 from mobilenets.training.recipe import DistillationChoice, EmbeddingChoice, Recipe
 from mobilenets.training.task import (
     OF_BOXES,
@@ -54,6 +54,7 @@ from mobilenets.training.task import (
     choose_part,
     make_loaders,
     refuse_choices,
+    told_data,
 )
 
 EVALUATION_BATCH = 64
@@ -229,7 +230,7 @@ class Embedding(Task):
             nobody = np.full(len(unlabelled), UNKNOWN)
             train = join([train, Split(FileImages(tuple(unlabelled)), nobody)])
         choices = recipe.augmentation.model_dump(exclude=set(OF_BOXES + OF_CLASSES))
-        train_loader, val_loader, bad_train, bad_val = make_loaders(
+        loaders = make_loaders(
             make_loader,
             (train, parts.val),
             self._preprocessing,
@@ -240,22 +241,12 @@ class Embedding(Task):
             on_bad_image=on_bad_image,
             group=_choice(recipe).group if _learns_identities(recipe) else None,
         )
-        skipped = [*bad_train, *bad_val]
-        record = {
-            "where": str(Path(parts.source.where).resolve()),
-            "fingerprint": parts.source.fingerprint(),
-            **parts.division,
-            "train_images": train_loader.images,
-            "skipped": skipped,
-            "on_bad_image": on_bad_image,
-        }
-        warnings = [f"left out: {problem}" for problem in skipped]
+        data = told_data(parts.source, loaders, parts.division, on_bad_image=on_bad_image)
         if parts.lonely and _learns_identities(recipe):
             more = f" and {len(parts.lonely) - 1:,} more have" if len(parts.lonely) > 1 else " has"
-            warnings.append(
-                f"left out: {parts.lonely[0]}{more} one image, and nothing to compare it with"
-            )
-        return TrainingData(train_loader, val_loader, record, warnings)
+            lonely = f"left out: {parts.lonely[0]}{more} one image, and nothing to compare it with"
+            return replace(data, warnings=[*data.warnings, lonely])
+        return data
 
     def open_for_evaluation(
         self,
@@ -360,11 +351,9 @@ class UnitLength(nn.Module):
 
 
 @dataclass(frozen=True)
-class SameNeighbours(Agreement):
+class SameNeighbours(Near):
     """How far two sets of embeddings (N, D) are apart, and of how many images the nearest other one is the same."""
 
-    largest_difference: float
-    relative_difference: float
     least_cosine: float
     same_neighbours: float
 
@@ -372,14 +361,6 @@ class SameNeighbours(Agreement):
     def share(self) -> float:
         """Of the images, those whose nearest other one is the same."""
         return self.same_neighbours
-
-    @property
-    def holds(self) -> bool:
-        """Whether the difference is under 1e-3 and 99.9 % of the neighbours are the same."""
-        return (
-            self.relative_difference < MAX_RELATIVE_DIFFERENCE
-            and self.same_neighbours >= MIN_AGREEMENT
-        )
 
     def __str__(self) -> str:
         return (
