@@ -287,7 +287,7 @@ def open_source(where: str | Path) -> Source:
             f"{where}: there is no such folder, nor a data set of that name "
             f"(the named sets are {', '.join(NAMED_SETS)})"
         )
-    files = _parquet_files(folder)
+    files = parquet_files(folder)
     return _open_parquet(folder, files, str(where)) if files else _open_folder(folder)
 
 
@@ -297,7 +297,7 @@ def is_image_folder(where: str | Path) -> bool:
     >>> is_image_folder("digits")
     False
     """
-    return str(where) not in NAMED_SETS and Path(where).is_dir() and not _parquet_files(Path(where))
+    return str(where) not in NAMED_SETS and Path(where).is_dir() and not parquet_files(Path(where))
 
 
 def split_folders(folder: Path) -> dict[str, list[Path]]:
@@ -341,7 +341,7 @@ def class_folders(folder: Path) -> list[Path]:
     ]
 
 
-def _parquet_files(folder: Path) -> list[Path]:
+def parquet_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.parquet")) or sorted(folder.glob("data/*.parquet"))
 
 
@@ -481,9 +481,13 @@ def _open_folder(folder: Path) -> Source:
     return Source(str(folder), labels, splits, warnings=tuple(warnings))
 
 
-def _open_parquet(folder: Path, files: Sequence[Path], where: str) -> Source:
-    from pyarrow import ArrowException, compute, concat_tables, parquet
-    from pyarrow.types import is_struct
+def read_parquet(folder: Path, files: Sequence[Path], where: str) -> dict[str, Any]:
+    """Arrow tables by split, which the files' names tell; `all` where they don't.
+
+    Raises:
+        ValueError: a file is no whole Parquet, or files do not fit together.
+    """
+    from pyarrow import ArrowException, concat_tables, parquet
 
     tables: dict[str, list[Any]] = {}
     for file in files:
@@ -500,33 +504,59 @@ def _open_parquet(folder: Path, files: Sequence[Path], where: str) -> Source:
     joined: dict[str, Any] = {}
     for name, shards in tables.items():
         try:
+            # Kept in chunks: Arrow can't join more than 2 GB of images into one array.
             joined[name] = concat_tables(shards, promote_options="permissive")
         except ArrowException as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"{where}: the {name} files do not fit together ({reason})") from None
+    return joined
+
+
+def column_of(table: Any, name: str, where: str, split: str) -> Any:
+    """A column of a split's table.
+
+    Raises:
+        ValueError: it has none of that name.
+    """
+    if name not in table.column_names:
+        raise ValueError(f"{where}: the {split} split has no column {name!r}")
+    return table[name]
+
+
+def encoded_images(column: Any, origin: str) -> EncodedImages:
+    """The images of a column of bytes, or of structs that hold bytes."""
+    from pyarrow import compute
+    from pyarrow.types import is_struct
+
+    encoded = compute.struct_field(column, "bytes") if is_struct(column.type) else column
+    return EncodedImages(encoded, origin, np.arange(len(column)))
+
+
+def _open_parquet(folder: Path, files: Sequence[Path], where: str) -> Source:
+    joined = read_parquet(folder, files, where)
     schema = joined["train" if "train" in joined else next(iter(joined))].schema
-    image_column = _image_column(schema, where)
+    images_name = bytes_column(schema)
+    if images_name is None:
+        raise ValueError(
+            f"{where}: no image column (bytes, or a struct with bytes) among {', '.join(schema.names)}"
+        )
     label_column, labels = _label_column(schema, where, joined)
     index: dict[object, int] = {label: target for target, label in enumerate(labels)}
     index |= {target: target for target in range(len(labels))}
     splits = {}
     for name, table in joined.items():
-        for column_name in (image_column, label_column):
-            if column_name not in table.column_names:
-                raise ValueError(f"{where}: the {name} split has no column {column_name!r}")
-        if not len(table):
+        column = column_of(table, images_name, where, name)
+        values = column_of(table, label_column, where, name).to_pylist()
+        if not values:
             continue
-        # Kept in chunks: Arrow can't join more than 2 GB of images into one array.
-        column = table[image_column]
-        encoded = compute.struct_field(column, "bytes") if is_struct(column.type) else column
         targets = []
-        for row, value in enumerate(table[label_column].to_pylist()):
+        for row, value in enumerate(values):
             if value not in index:
                 raise ValueError(
                     f"{where} {name} row {row}: {value!r} is not one of the {len(labels)} labels"
                 )
             targets.append(index[value])
-        images = EncodedImages(encoded, f"{where} {name}", np.arange(len(table)))
+        images = encoded_images(column, f"{where} {name}")
         splits[name] = Split(images, np.array(targets, dtype=np.int64))
     if not splits:
         raise ValueError(f"{where}: it holds no images")
@@ -535,7 +565,8 @@ def _open_parquet(folder: Path, files: Sequence[Path], where: str) -> Source:
     return Source(where, tuple(labels), splits)
 
 
-def _image_column(schema: Any, where: str) -> str:
+def bytes_column(schema: Any) -> str | None:
+    """The first column that holds images as bytes, or as structs with bytes; None where there is none."""
     import pyarrow as pa
 
     def holds_images(kind: Any) -> bool:
@@ -543,12 +574,7 @@ def _image_column(schema: Any, where: str) -> str:
             return any(field.name == "bytes" for field in kind)
         return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
-    names = [field.name for field in schema if holds_images(field.type)]
-    if not names:
-        raise ValueError(
-            f"{where}: no image column (bytes, or a struct with bytes) among {', '.join(schema.names)}"
-        )
-    return str(names[0])
+    return next((str(field.name) for field in schema if holds_images(field.type)), None)
 
 
 def _label_column(schema: Any, where: str, tables: Mapping[str, Any]) -> tuple[str, list[str]]:

@@ -210,8 +210,9 @@ def _recipe(kind: type[Task], wanted: Wanted, spec: Spec) -> Recipe:
         else kind.default_recipe(spec, wanted.data, pretrained=wanted.weights is not None)
     )
     recipe = recipe.override(wanted.changes)
-    if recipe.embedding is not None and kind.name != "embedding":
-        raise ValueError(f"recipe: embedding is for embeddings, not for {kind.name}: leave it out")
+    for task, answers in (("embedding", "embeddings"), ("geolocation", "geolocation")):
+        if getattr(recipe, task) is not None and kind.name != task:
+            raise ValueError(f"recipe: {task} is for {answers}, not for {kind.name}: leave it out")
     if wanted.teacher is not None and recipe.distillation is None:
         return recipe.override({"distillation": {}})
     return recipe

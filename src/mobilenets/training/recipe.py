@@ -161,6 +161,24 @@ class EmbeddingChoice(_Choices):
     group: int = Field(default=4, ge=2, description="images of an identity in a batch")
 
 
+class GeolocationChoice(_Choices):
+    """How the Earth is cut into cells, and what a guess at a neighbour is worth.
+
+    A cell that holds more than `max_images` photos of training is cut into four, and one that holds less than `min_images` is dropped,
+    with its photos (Weyand et al. 2016); several numbers make as many levels, all of which are learnt at once
+    (Müller-Budack et al. 2018). None takes numbers that fit the photos.
+    """
+
+    max_images: tuple[int, ...] | None = Field(
+        default=None, min_length=1, description="a level of cells each"
+    )
+    min_images: int | None = Field(default=None, ge=1)
+    max_level: int = Field(default=30, ge=0, le=30, description="of S2, of the smallest cells")
+    smoothing: float = Field(
+        default=0.0, ge=0, description="km in which a neighbour's share of the label falls to 1/e"
+    )
+
+
 class EarlyStopping(_Choices):
     """End when a validation figure has not improved for `patience` epochs."""
 
@@ -190,6 +208,7 @@ class Recipe(_Choices):
     fine_tuning: FineTuningChoice | None = None
     distillation: DistillationChoice | None = None
     embedding: EmbeddingChoice | None = None
+    geolocation: GeolocationChoice | None = None
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     class_weights: bool = Field(default=False, description="weigh rare classes up")
     outputs: int | None = Field(default=None, ge=1, description="logits; as many as classes")

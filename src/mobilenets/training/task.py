@@ -24,7 +24,7 @@ from mobilenets.data.sources import ALL, P
 from mobilenets.training.agreement import Agreement
 from mobilenets.training.recipe import DistillationChoice, Recipe
 
-LOWER_IS_BETTER = frozenset({"loss", "calibration_error", "equal_error_rate"})
+LOWER_IS_BETTER = frozenset({"loss", "calibration_error", "equal_error_rate", "median_km"})
 
 # Of a model, what is trained with it and not kept.
 EXTENSION = "projector"

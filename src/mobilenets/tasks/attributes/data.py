@@ -5,7 +5,6 @@ Shapes: N images, L attributes.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,20 +16,24 @@ from numpy.typing import NDArray
 from mobilenets.data.images import images_below
 from mobilenets.data.sources import (
     ALL,
-    SPLIT_NAMES,
     FileImages,
     Split,
     class_folders,
     fingerprint_of,
     split_folder_of_each,
 )
+from mobilenets.data.tables import (
+    Rows,
+    image_column,
+    image_folder,
+    read_csv,
+    refuse_twice,
+    split_column,
+    split_named,
+)
 
 _CELEBA, _CELEBA_PARTS = "list_attr_celeba", "list_eval_partition"
 _CELEBA_IMAGES = "img_align_celeba"
-_IMAGE_COLUMNS = ("image", "image_id", "file", "filename", "file_name", "path")
-_SPLIT_COLUMNS = ("split", "partition", "subset", "set")
-# CelebA numbers its parts.
-_SPLITS = {**SPLIT_NAMES, "0": "train", "1": "val", "2": "test"}
 _ANSWERS = {"yes": 1.0, "1": 1.0, "true": 1.0, "no": 0.0, "0": 0.0, "false": 0.0}
 
 
@@ -66,7 +69,7 @@ def open_attributes(where: str | Path) -> AttributeSource:
     if path.is_file():
         if path.suffix.lower() != ".csv":
             raise ValueError(f"{where}: attributes are read from a CSV or a folder")
-        return _from_rows(str(where), path, *_read_csv(path))
+        return _from_rows(str(where), path, *read_csv(path))
     if not path.is_dir():
         raise ValueError(f"{where}: there is no such folder or CSV")
     for suffix in (".txt", ".csv"):
@@ -74,35 +77,14 @@ def open_attributes(where: str | Path) -> AttributeSource:
             return _open_celeba(path, suffix)
     tables = sorted(path.glob("*.csv"))
     if len(tables) == 1:
-        return _from_rows(str(where), tables[0], *_read_csv(tables[0]))
+        return _from_rows(str(where), tables[0], *read_csv(tables[0]))
     if len(tables) > 1:
         names = ", ".join(table.name for table in tables[:3])
         raise ValueError(f"{where} has {names}: name the one that holds the attributes")
     return _open_folders(path)
 
 
-_Rows = list[tuple[int, dict[str, str]]]
-
-
-def _read_csv(path: Path) -> tuple[tuple[str, ...], _Rows]:
-    """The header, and each row with its line."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            header = tuple(name.strip() for name in next(reader, []))
-            rows = [(reader.line_num, row) for row in reader if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: can't be read as CSV ({error})") from None
-    for line, row in rows:
-        if len(row) != len(header):
-            raise ValueError(f"{path} line {line}: {len(row)} values for {len(header)} columns")
-    twice = [name for name in header if header.count(name) > 1]
-    if twice:
-        raise ValueError(f"{path}: two columns are called {twice[0]}")
-    return header, [(line, dict(zip(header, row, strict=True))) for line, row in rows]
-
-
-def _read_list(path: Path) -> tuple[tuple[str, ...], _Rows]:
+def _read_list(path: Path) -> tuple[tuple[str, ...], Rows]:
     """CelebA's list: a count, the names, and an image with its values in each line."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -123,11 +105,11 @@ def _read_list(path: Path) -> tuple[tuple[str, ...], _Rows]:
 
 def _open_celeba(folder: Path, suffix: str) -> AttributeSource:
     path = folder / f"{_CELEBA}{suffix}"
-    header, rows = _read_csv(path) if suffix == ".csv" else _read_list(path)
+    header, rows = read_csv(path) if suffix == ".csv" else _read_list(path)
     parts = folder / f"{_CELEBA_PARTS}{suffix}"
     if parts.is_file():
         if suffix == ".csv":
-            pairs = [list(row.values())[:2] for _, row in _read_csv(parts)[1]]
+            pairs = [list(row.values())[:2] for _, row in read_csv(parts)[1]]
         else:
             lines = parts.read_text(encoding="utf-8").splitlines()
             pairs = [text.split()[:2] for text in lines if text]
@@ -141,32 +123,20 @@ def _open_celeba(folder: Path, suffix: str) -> AttributeSource:
     return _from_rows(str(folder), path, header, rows)
 
 
-def _from_rows(where: str, path: Path, header: tuple[str, ...], rows: _Rows) -> AttributeSource:
+def _from_rows(where: str, path: Path, header: tuple[str, ...], rows: Rows) -> AttributeSource:
     if not rows:
         raise ValueError(f"{path}: it names no images")
-    lower = {name.lower(): name for name in reversed(header)}
-    image = next((lower[name] for name in _IMAGE_COLUMNS if name in lower), header[0])
-    part = next((lower[name] for name in _SPLIT_COLUMNS if name in lower), None)
+    image = image_column(header) or header[0]
+    part = split_column(header)
     labels = tuple(name for name in header if name not in (image, part))
     if not labels:
         raise ValueError(f"{path}: it has no attributes, only {', '.join(header)}")
     targets_NL = _targets(path, labels, rows)
-    folder = _folder_of(path.parent)
-    seen: dict[str, int] = {}
-    for line, row in rows:
-        first = seen.setdefault(row[image], line)
-        if first != line:
-            raise ValueError(f"{path} line {line}: {row[image]} stands in line {first} too")
+    folder = image_folder(path.parent, f"{_CELEBA_IMAGES}/{_CELEBA_IMAGES}", _CELEBA_IMAGES)
+    refuse_twice(path, rows, image)
     members: dict[str, list[int]] = {}
     for index, (line, row) in enumerate(rows):
-        name = ALL
-        if part is not None:
-            told = row[part].strip().lower()
-            if told not in _SPLITS:
-                raise ValueError(
-                    f"{path} line {line}: {part} is {row[part]!r}: train, val or test (0, 1, 2)"
-                )
-            name = _SPLITS[told]
+        name = ALL if part is None else split_named(row[part], f"{path} line {line}", part)
         members.setdefault(name, []).append(index)
     if part is not None and "train" not in members:
         raise ValueError(f"{path}: no image is in the train part")
@@ -178,15 +148,7 @@ def _from_rows(where: str, path: Path, header: tuple[str, ...], rows: _Rows) -> 
     return AttributeSource(where=where, labels=labels, splits=splits)
 
 
-def _folder_of(folder: Path) -> Path:
-    """Where the images of a table lie."""
-    for name in (f"{_CELEBA_IMAGES}/{_CELEBA_IMAGES}", _CELEBA_IMAGES, "images"):
-        if (folder / name).is_dir():
-            return folder / name
-    return folder
-
-
-def _targets(path: Path, labels: Sequence[str], rows: _Rows) -> NDArray[np.float32]:
+def _targets(path: Path, labels: Sequence[str], rows: Rows) -> NDArray[np.float32]:
     targets_NL = np.full((len(rows), len(labels)), np.nan, dtype=np.float32)
     for place, label in enumerate(labels):
         for index, (line, row) in enumerate(rows):
