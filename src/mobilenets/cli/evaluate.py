@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -104,7 +104,13 @@ def evaluate(
         return
     rows = [(figure, _shown(value)) for figure, value in figures.items()]
     rows += [(figure, value) for figure, value in _of_pairs(details) if figure.startswith("TAR")]
-    print_table(f"{run} on the {name} images of {data}", ("figure", "value"), rows)
+    title = f"{run} on the {name} images of {data}"
+    intervals = details.get("intervals")
+    if intervals is None:
+        print_table(title, ("figure", "value"), rows)
+    else:
+        told = [(figure, value, _interval(intervals.get(figure))) for figure, value in rows]
+        print_table(title, ("figure", "value", "95 % interval"), told)
     if groups is not None:
         _print_groups(str(by), list(figures), of_groups)
 
@@ -144,6 +150,10 @@ def _shown(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
+
+
+def _interval(ends: Sequence[float] | None) -> str:
+    return "" if ends is None else " to ".join(_shown(end) for end in ends)
 
 
 def _print_groups(by: str, figures: list[str], groups: Mapping[str, Mapping[str, Any]]) -> None:

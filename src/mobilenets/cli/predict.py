@@ -25,10 +25,14 @@ from mobilenets.cli.output import (
 )
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from mobilenets.data.video import Frame
+    from mobilenets.training.run import Run
     from mobilenets.training.task import Prediction
 
     RowsOf = Callable[[Path | Frame, Prediction], list[dict[str, Any]]]
+    Places = list[tuple[str, Image.Image, Any]]
 
 
 def predict(
@@ -60,14 +64,25 @@ def predict(
         Path | None,
         typer.Option(help="Write COCO's results, with the numbers of this annotation file."),
     ] = None,
+    finest: Annotated[
+        str | None,
+        typer.Option(help="How closely places are told: city, region or country (the default)."),
+    ] = None,
+    as_geojson: Annotated[
+        bool, typer.Option("--geojson", help="Write GeoJSON, a point for each guess at a place.")
+    ] = False,
+    world_map: Annotated[
+        Path | None,
+        typer.Option("--map", help="A page to write, with places on a map, such as map.html."),
+    ] = None,
     runtime: RuntimeOption = "auto",
     on_bad_image: BadImageOption = "stop",
     as_json: JsonFlag = False,
 ) -> None:
     """Predict the five most likely labels of each image, or what a detector finds in it."""
     leave_out = leaving_out(on_bad_image)
-    if as_json + as_csv + (coco is not None) > 1:
-        raise ValueError("give one of --json, --csv and --coco")
+    if as_json + as_csv + as_geojson + (coco is not None) > 1:
+        raise ValueError("give one of --json, --csv, --geojson and --coco")
     if not 0 <= every < math.inf:
         raise ValueError(f"--every is a number of seconds, at least 0, not {every:g}")
 
@@ -81,6 +96,13 @@ def predict(
     opened = Run.load(run)
     if opened.task.name != "detection" and (score, tile, coco) != (None, None, None):
         raise ValueError(f"--score, --tile and --coco are for detectors, and {run} is none")
+    places: Places | None = None
+    if opened.task.name == "geolocation":
+        places = _tell_places(opened, finest, world_map)
+    elif finest is not None or as_geojson or world_map is not None:
+        raise ValueError(
+            f"--finest, --geojson and --map are for geolocation, and {run} has learnt {opened.task.name}"
+        )
     over = Event()
     pictures = find_pictures(images, every, leave_out=leave_out, over=over.is_set)
     batch = batch_for(pictures)
@@ -98,6 +120,8 @@ def predict(
         rows_of = partial(_json_rows, engine.runtime)
     elif as_csv:
         rows_of = _csv_rows
+    elif as_geojson:
+        rows_of = _geojson_rows
     rows: list[dict[str, Any]] = []
     stages = Stages()
     said = 0
@@ -126,12 +150,19 @@ def predict(
             said += 1
             if draw is not None:
                 _draw(image, prediction, draw / f"{said:06}-{_plain(image)}.jpg")
+            if places is not None and world_map is not None:
+                places.append((str(image), _picture(image), prediction))
             if rows_of is None:
                 typer.echo(f"{image}: {prediction}")
             else:
                 rows += rows_of(image, prediction)
     if not said:
         fail("no image could be read")
+    if places is not None and world_map is not None:
+        from mobilenets.web.map import write_map
+
+        write_map(world_map, str(opened.spec), places)
+        note(f"map: {world_map}")
     if rows_of is None:
         note(f"through {engine.runtime}, {stages.images_per_second():,.0f} images/s ({stages})")
     elif as_csv:
@@ -142,6 +173,8 @@ def predict(
         writer = csv.DictWriter(sys.stdout, fieldnames=ordered, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+    elif as_geojson:
+        print_json({"type": "FeatureCollection", "features": rows})
     else:
         print_json(rows)
 
@@ -163,16 +196,41 @@ def _csv_rows(image: Path | Frame, prediction: Prediction) -> list[dict[str, Any
     return [{**_place(image), "rank": rank, **guess} for rank, guess in guesses]
 
 
+def _geojson_rows(image: Path | Frame, prediction: Prediction) -> list[dict[str, Any]]:
+    from mobilenets.tasks.geolocation.prediction import PlacePrediction
+
+    assert isinstance(prediction, PlacePrediction)
+    return prediction.features(_place(image))
+
+
+def _tell_places(run: Run, finest: str | None, world_map: Path | None) -> Places:
+    """Let a run of geolocation tell places as closely as it is asked to; where answers for a map are gathered."""
+    from mobilenets.tasks.geolocation.prediction import finest_choice
+    from mobilenets.tasks.geolocation.task import Geolocation
+
+    assert isinstance(run.task, Geolocation)
+    if finest is not None:
+        run.task = run.task.telling(finest_choice(finest))
+    if world_map is not None:
+        if world_map.suffix.lower() not in (".html", ".htm"):
+            raise ValueError(f"--map {world_map}: the name of a page ends in .html")
+        if not world_map.absolute().parent.is_dir():
+            raise ValueError(f"--map {world_map}: there is no such folder")
+    return []
+
+
 def _draw(image: Path | Frame, prediction: Prediction, path: Path) -> None:
+    prediction.draw(_picture(image)).save(path, quality=90)
+
+
+def _picture(image: Path | Frame) -> Image.Image:
     from PIL import Image
 
     from mobilenets.data.images import read_image
 
     if isinstance(image, Path):
-        picture = Image.fromarray(read_image(image).permute(1, 2, 0).numpy())
-    else:
-        picture = Image.fromarray(image.pixels_HWC)
-    prediction.draw(picture).save(path, quality=90)
+        return Image.fromarray(read_image(image).permute(1, 2, 0).numpy())
+    return Image.fromarray(image.pixels_HWC)
 
 
 def _plain(image: Path | Frame) -> str:

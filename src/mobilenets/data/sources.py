@@ -342,6 +342,7 @@ def class_folders(folder: Path) -> list[Path]:
 
 
 def parquet_files(folder: Path) -> list[Path]:
+    """The Parquet files of a folder, or of `data` in it, sorted."""
     return sorted(folder.glob("*.parquet")) or sorted(folder.glob("data/*.parquet"))
 
 

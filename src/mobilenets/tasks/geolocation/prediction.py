@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -88,14 +89,18 @@ class PlacePrediction(Prediction):
             for cell in self.cells[:TOP]
         ]
 
-    def features(self, image: str) -> list[dict[str, Any]]:
-        """GeoJSON's features (RFC 7946): a point for each of the five likeliest cells, which says of which image it is."""
+    def features(self, image: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """GeoJSON's features (RFC 7946): a point for each of the five likeliest cells.
+
+        Args:
+            image: which one it is of, for the properties.
+        """
         return [
             {
                 "type": "Feature",
                 "geometry": {"type": "Point", "coordinates": [row["lon"], row["lat"]]},
                 "properties": {
-                    "image": image,
+                    **image,
                     "rank": rank,
                     "score": row["score"],
                     "cell": row["cell"],
