@@ -8,6 +8,7 @@ from functools import cached_property
 
 from mobilenets.reproduce.application_tables import table_10, table_12, table_14
 from mobilenets.reproduce.detection_table import table_13
+from mobilenets.reproduce.geolocation_table import table_11
 from mobilenets.reproduce.imagenet_tables import (
     table_4,
     table_5,
@@ -48,7 +49,7 @@ TABLES: tuple[Table, ...] = (
     Table(number=8, title="Beside GoogLeNet and VGG-16", computed=_COSTS, build=table_8),
     Table(number=9, title="Beside SqueezeNet and AlexNet", computed=_COSTS, build=table_9),
     Table(number=10, title="Stanford Dogs", computed="MobileNet's costs", build=table_10),
-    Table(number=11, title="Photo geolocation", computed="not yet"),
+    Table(number=11, title="Photo geolocation", computed="every cost", build=table_11),
     Table(number=12, title="Face attributes", computed="MobileNet's costs", build=table_12),
     Table(
         number=13, title="COCO detection", computed="MobileNet's and VGG's costs", build=table_13
