@@ -6,6 +6,7 @@ import torchvision
 from torch.utils.flop_counter import FlopCounterMode
 
 from mobilenets.cost import count
+from mobilenets.reproduce.inception_v3 import inception_v3
 from mobilenets.reproduce.neighbours import alexnet, googlenet, squeezenet, vgg16
 
 TORCHVISION_ALEXNET = {
@@ -55,6 +56,11 @@ def test_counts(rows, mult_adds, weights, parameters):
         # Both sizes: 224 and 227 differ in the rounding of the first pool.
         (torchvision.models.squeezenet1_0, squeezenet(side=224), 224),
         (torchvision.models.squeezenet1_0, squeezenet(), 227),
+        (
+            lambda: torchvision.models.inception_v3(init_weights=False, aux_logits=False),
+            inception_v3(1000, side_head=False),
+            299,
+        ),
         # torchvision's is the one-tower variant of 2014, without groups.
         (torchvision.models.alexnet, alexnet(**TORCHVISION_ALEXNET), 224),
     ],
@@ -69,3 +75,11 @@ def test_against_torchvision(build, rows, side):
     counted = count(rows)
     assert counter.get_total_flops() == counted.flops
     assert sum(p.numel() for p in model.parameters()) == counted.parameters
+
+
+def test_the_side_head_of_inception_is_torchvisions():
+    with torch.device("meta"):
+        model = torchvision.models.inception_v3(init_weights=False, num_classes=9800)
+    rows = count(inception_v3(9800, side_head=True))
+    assert sum(p.numel() for p in model.parameters()) == rows.parameters == 51_959_664
+    assert rows.mult_adds == 5_743_680_096

@@ -23,17 +23,17 @@ from mobilenets.reproduce.printed import Figure
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """One table of the paper; `build` is None while nothing of it is computed."""
+    """One table of the paper; `computed` says what of it is."""
 
     number: int
     title: str
     computed: str
-    build: Callable[[], tuple[Figure, ...]] | None = None
+    build: Callable[[], tuple[Figure, ...]]
 
     @cached_property
     def figures(self) -> tuple[Figure, ...]:
-        """Every printed figure with its verdict; none where nothing is computed yet."""
-        return () if self.build is None else self.build()
+        """Every printed figure with its verdict."""
+        return self.build()
 
 
 _COSTS = "mult-adds and parameters"
@@ -62,20 +62,12 @@ def find_table(number: int) -> Table:
     """One table with all its figures.
 
     Raises:
-        ValueError: the paper has no such table, or it is not computed yet.
+        ValueError: the paper has no such table.
 
     >>> [f.verdict for f in find_table(4).figures if f.printed == "4866"]
     ['other convention']
     """
-    available = ", ".join(str(table.number) for table in TABLES if table.build)
     for table in TABLES:
         if table.number == number:
-            if table.build is None:
-                raise ValueError(
-                    f"table {number} ({table.title}) is not computed yet; "
-                    f"those that are: {available}"
-                )
             return table
-    raise ValueError(
-        f"the paper has no table {number}: it has 1 to {len(TABLES)}; computed are {available}"
-    )
+    raise ValueError(f"the paper has no table {number}: it has 1 to {len(TABLES)}")
