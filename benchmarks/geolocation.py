@@ -39,6 +39,7 @@ from mobilenets.tasks.geolocation.earth import (
     unit_vectors,
 )
 from mobilenets.tasks.geolocation.metrics import PlaceMetrics
+from mobilenets.tasks.geolocation.prediction import CellGuess, PlacePrediction
 from mobilenets.tasks.geolocation.task import Geolocation
 from mobilenets.training.begin import Wanted, begin
 from mobilenets.training.device import provenance
@@ -81,10 +82,17 @@ class Coordinates(Geolocation):
         return MobileNet(spec, 3, dropout=0.0 if recipe is None else recipe.dropout)
 
     def loss(self, model: nn.Module, batch: Batch, recipe: Recipe) -> dict[str, Tensor]:
+        del recipe
         return {"loss": squared_chord(model(batch.images_NCHW).float(), batch.targets_N)}
 
     def locate(self, outputs):
         return np.stack(places_of(outputs), axis=1)
+
+    def decode(self, outputs):
+        return [
+            PlacePrediction((CellGuess("", *place, 1.0),), 0.0, "city")
+            for place in self.locate(outputs).tolist()
+        ]
 
     def metrics(self) -> PlaceMetrics:
         return PlaceMetrics(self.locate, squared_chord)
@@ -250,8 +258,7 @@ def train_rival(table: Path, seed: int, folder: Path) -> dict:
 
 def judged(predicted: np.ndarray, true: np.ndarray) -> dict:
     """The figures of predicted places."""
-    metrics = PlaceMetrics(lambda outputs: outputs, lambda outputs, targets: torch.zeros(()))
-    # As the metrics see targets: float32.
+    metrics = PlaceMetrics(lambda outputs: outputs, lambda *_: torch.zeros(()))
     batch = Batch(torch.zeros(len(true), 0), torch.from_numpy(true), len(true))
     metrics.update(torch.from_numpy(predicted), batch)
     figures = {**metrics.compute(), **metrics.details()}
@@ -300,6 +307,8 @@ def partition() -> dict:
 
 @dataclass(frozen=True)
 class Where:
+    """Folders of trainings and of what is kept of them."""
+
     runs: Path
     output: Path
 

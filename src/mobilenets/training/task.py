@@ -168,6 +168,8 @@ def refuse_choices(recipe: Recipe, what: str, *, augmentation: Sequence[str]) ->
     for name in augmentation:
         if getattr(recipe.augmentation, name) != getattr(plain, name):
             raise ValueError(f"recipe: augmentation.{name} is not for {what}: leave it out")
+    if recipe.fine_tuning is not None and recipe.fine_tuning.probe:
+        raise ValueError(f"recipe: fine_tuning.probe fits classes, not {what}: set it to false")
     for name in ("label_smoothing", "class_weights", "outputs", "folds"):
         if getattr(recipe, name) != type(recipe).model_fields[name].default:
             raise ValueError(f"recipe: {name} is for classes, not for {what}: leave it out")
@@ -320,11 +322,16 @@ class Task(ABC):
     def build_model(self, spec: Spec, recipe: Recipe | None = None) -> nn.Module:
         """The network with this task's head; the recipe gives its dropout."""
 
-    @abstractmethod
     def fit_head(
         self, model: nn.Module, data: TrainingData, recipe: Recipe, device: torch.device
     ) -> dict[str, float]:
-        """Fit the head to what the body gives for training images, before any step; and how it went."""
+        """Fit the head to what the body gives for training images, before any step; and how it went.
+
+        Raises:
+            ValueError: the task has no head that can be fitted alone.
+        """
+        del model, data, recipe, device
+        raise ValueError(f"recipe: fine_tuning.probe fits a classifier, and {self.name} has none")
 
     @abstractmethod
     def build_data(

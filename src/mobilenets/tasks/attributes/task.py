@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -135,12 +134,6 @@ class Attributes(Task):
     def build_model(self, spec: Spec, recipe: Recipe | None = None) -> nn.Module:
         dropout = PAPER_DROPOUT if recipe is None else recipe.dropout
         return MobileNet(_classifier(spec), len(self._labels), dropout=dropout)
-
-    def fit_head(
-        self, model: nn.Module, data: TrainingData, recipe: Recipe, device: torch.device
-    ) -> dict[str, float]:
-        del model, data, recipe, device
-        raise ValueError("recipe: fine_tuning.probe fits classes, of which attributes have none")
 
     def build_data(
         self, recipe: Recipe, *, on_bad_image: OnBadImage, unlabelled: Sequence[Path] = ()

@@ -176,12 +176,6 @@ class Detection(Task):
         spec = _detector(spec)
         return _NETWORKS[spec.framework](spec, len(self._labels))
 
-    def fit_head(
-        self, model: nn.Module, data: TrainingData, recipe: Recipe, device: torch.device
-    ) -> dict[str, float]:
-        del model, data, recipe, device
-        raise ValueError("recipe: fine_tuning.probe fits a classifier, and a detector has none")
-
     def build_data(
         self, recipe: Recipe, *, on_bad_image: OnBadImage, unlabelled: Sequence[Path] = ()
     ) -> TrainingData:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -211,12 +210,6 @@ class Embedding(Task):
             if recipe is not None:
                 self._margin = margin
         return network
-
-    def fit_head(
-        self, model: nn.Module, data: TrainingData, recipe: Recipe, device: torch.device
-    ) -> dict[str, float]:
-        del model, data, recipe, device
-        raise ValueError("recipe: fine_tuning.probe fits classes, of which embeddings have none")
 
     def build_data(
         self, recipe: Recipe, *, on_bad_image: OnBadImage, unlabelled: Sequence[Path] = ()

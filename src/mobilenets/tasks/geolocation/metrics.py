@@ -61,7 +61,7 @@ class PlaceMetrics:
             near = int((distances_N <= scale).sum())
             interval = binomtest(near, count).proportion_ci(0.95, method="wilson")
             shares[name] = near / count
-            intervals[name] = [interval.low, interval.high]
+            intervals[name] = [float(interval.low), float(interval.high)]
         median = float(np.median(distances_N))
         intervals["median_km"] = _median_interval(distances_N)
         self._details = {"intervals": intervals}

@@ -161,14 +161,6 @@ class Geolocation(Task):
         dropout = PAPER_DROPOUT if recipe is None else recipe.dropout
         return MobileNet(_classifier(spec), self.outputs, dropout=dropout)
 
-    def fit_head(
-        self, model: nn.Module, data: TrainingData, recipe: Recipe, device: torch.device
-    ) -> dict[str, float]:
-        del model, data, recipe, device
-        raise ValueError(
-            "recipe: fine_tuning.probe fits one class an image, and not cells of levels"
-        )
-
     def build_data(
         self, recipe: Recipe, *, on_bad_image: OnBadImage, unlabelled: Sequence[Path] = ()
     ) -> TrainingData:
