@@ -1,6 +1,7 @@
 """Trained runs that several tests look at."""
 
 import json
+import shutil
 import tarfile
 import threading
 from contextlib import contextmanager
@@ -38,6 +39,21 @@ def shared():
     if not SHARED.is_dir():
         pytest.skip("needs the real data in shared/ beside the checkout")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A real browser without a window or a network."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # As root in a container there is no sandbox to be had.
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 def unpacked(shared, name, place):

@@ -1,6 +1,7 @@
 """Geolocation: distances and shares, cells against plain references, places from tables and EXIF, training to map, mistakes in one sentence."""
 
 import csv
+import io
 import json
 import resource
 import subprocess
@@ -45,8 +46,9 @@ from mobilenets.tasks.geolocation.data import (
 from mobilenets.tasks.geolocation.earth import centres
 from mobilenets.tasks.geolocation.loss import cells_loss, neighbour_shares
 from mobilenets.tasks.geolocation.metrics import PlaceMetrics
-from mobilenets.tasks.geolocation.prediction import FINEST
+from mobilenets.tasks.geolocation.prediction import FINEST, CellGuess, PlacePrediction
 from mobilenets.tasks.geolocation.task import radius_km
+from mobilenets.web.map import write_map
 
 latitudes = st.floats(-90, 90)
 longitudes = st.floats(-180, 180)
@@ -904,3 +906,94 @@ def test_without_s2_it_is_said_what_to_install(world, tmp_path, monkeypatch, cap
         cli(["train", str(world), "--task", "geolocation", "--output", str(tmp_path / "run")]) == 2
     )
     assert "pip install 'mobilenets[geo]'" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def map_page(world, world_run, tmp_path_factory):
+    """A map of a photo from Sydney, whose name would end a script, and one from Chicago."""
+    folder = tmp_path_factory.mktemp("map")
+    photos = []
+    for town, name in (("Sydney", "</script><b>Sydney.png"), ("Chicago", "Chicago.png")):
+        photo = folder / name.replace("/", "\u2215")
+        photo.write_bytes((world / "images" / f"{town}-0.png").read_bytes())
+        photos.append(str(photo))
+    page = folder / "map.html"
+    assert cli(["predict", str(world_run), *photos, "--map", str(page)]) == 0
+    return page
+
+
+def hot_place(canvas):
+    """The middle of what is red on a picture of the map, as shares of its width and height."""
+    pixels = np.asarray(Image.open(io.BytesIO(canvas.screenshot())).convert("RGB"), dtype=np.int16)
+    y, x = np.nonzero(pixels[..., 0] - pixels[..., 1] > 60)
+    assert len(x) > 10
+    return float(np.median(x)) / pixels.shape[1], float(np.median(y)) / pixels.shape[0]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_map_is_hot_where_the_photo_was_taken(map_page, chromium, scheme):
+    context = chromium.new_context(
+        viewport={"width": 1280, "height": 900}, color_scheme=scheme, offline=True
+    )
+    page = context.new_page()
+    problems, asked = [], []
+    page.on("console", lambda message: problems.append(message.text))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(map_page.as_uri())
+    canvas = page.locator("#map")
+    # Sydney: far to the right, below the middle. Chicago: left of the middle, above it.
+    x, y = hot_place(canvas)
+    assert 0.82 < x < 0.95
+    assert 0.62 < y < 0.8
+    box = canvas.bounding_box()
+    exact = page.evaluate("projection([151.21, -33.87])")
+    assert x * box["width"] == pytest.approx(exact[0], abs=40)
+    assert y * box["height"] == pytest.approx(exact[1], abs=40)
+    page.mouse.move(box["x"] + exact[0], box["y"] + exact[1])
+    assert "%" in page.locator("#told").inner_text()
+    page.locator("#photos button").nth(1).click()
+    x, y = hot_place(canvas)
+    assert 0.2 < x < 0.4
+    assert 0.15 < y < 0.4
+    assert "Chicago" in page.locator("#name").inner_text()
+    assert "° N" in page.locator("#answer").inner_text()
+    assert page.locator("#cells tr").count() >= 1
+    page.get_by_role("button", name="Globe").click()
+    # A globe is turned so that the answer is in its middle.
+    x, y = hot_place(canvas)
+    assert (x, y) == pytest.approx((0.5, 0.5), abs=0.08)
+    canvas.focus()
+    before = page.evaluate("[zoom, ...centre]")
+    for key in ("+", "ArrowLeft", "ArrowDown"):
+        page.keyboard.press(key)
+    after = page.evaluate("[zoom, ...centre]")
+    assert after[0] > before[0]
+    assert after[1] < before[1]
+    assert after[2] < before[2]
+    assert page.locator("#photos button").count() == 2
+    assert problems == []
+    assert [url.split(":")[0] for url in asked if not url.startswith("data:")] == ["file"]
+    context.close()
+
+
+def test_a_name_can_not_end_the_script_it_stands_in(tmp_path):
+    guess = CellGuess("47c", 48.0, 2.0, 1.0)
+    answers = [
+        ("</script><b>", Image.new("RGB", (8, 8)), PlacePrediction((guess,), 750.0, "country"))
+    ]
+    write_map(tmp_path / "map.html", "a <model>", answers)
+    page = (tmp_path / "map.html").read_text()
+    assert "</script><b>" not in page
+    assert "a <model>" not in page
+
+
+def test_the_map_fits_a_phone(map_page, chromium):
+    context = chromium.new_context(viewport={"width": 390, "height": 844}, offline=True)
+    page = context.new_page()
+    page.goto(map_page.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    x, y = hot_place(page.locator("#map"))
+    assert 0.82 < x < 0.95
+    assert 0.62 < y < 0.8
+    context.close()
