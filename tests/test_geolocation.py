@@ -305,6 +305,28 @@ def test_a_fine_cell_is_as_likely_as_all_that_it_is_in(two_levels):
     np.testing.assert_allclose(two_levels.probabilities(logits), expected, rtol=1e-6)
 
 
+def test_a_temperature_makes_answers_as_sure_as_they_are_right(two_levels):
+    """Cells drawn as the logits say, which are then told four times too large."""
+    random = np.random.default_rng(0)
+    count = 4000
+    logits = random.normal(size=(count, 6)) * 2
+    chances = two_levels.probabilities(logits)
+    finest = np.array([random.choice(4, p=chance) for chance in chances])
+    targets = np.column_stack([np.zeros((count, 3)), finest])
+    targets[:7, -1] = -1
+    found = {}
+    for factor in (1.0, 4.0):
+        metrics = PlaceMetrics(
+            lambda outputs: np.zeros((len(outputs), 2)), lambda *_: torch.zeros(()), two_levels
+        )
+        batch = Batch(torch.zeros(count, 0), torch.from_numpy(targets), count)
+        metrics.update(torch.from_numpy(factor * logits), batch)
+        metrics.compute()
+        found[factor] = metrics.details()["temperature"]
+    assert found == {1.0: pytest.approx(1, rel=0.2), 4.0: pytest.approx(4, rel=0.2)}
+    assert (two_levels.probabilities(logits, 9.0).argmax(1) == chances.argmax(1)).all()
+
+
 def test_the_loss_is_a_mean_over_levels_of_photos_that_are_in_a_cell():
     logits = torch.tensor([[1.0, 0.0, 0.0, 2.0], [0.0, 0.0, 1.0, 0.0], [9.0, 9.0, 9.0, 9.0]])
     cells = torch.tensor([[0, 1], [1, -1], [-1, -1]])

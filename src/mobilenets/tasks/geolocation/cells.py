@@ -324,15 +324,25 @@ class Cells:
         leaves_N = leaf_cells(latitude_N, longitude_N)
         return np.stack([level.index_of(leaves_N) for level in self.levels], axis=1)
 
-    def probabilities(self, logits_NJ: NDArray[Any]) -> NDArray[np.float64]:
+    def probabilities(
+        self, logits_NJ: NDArray[Any], temperature: float = 1.0
+    ) -> NDArray[np.float64]:
         """Of the finest cells (N, K): the product of a cell's probability at each level, made to sum to 1.
 
-        As Müller-Budack et al. 2018, section 3.4, do: a cell must be likely, and so must what it is in.
+        As Müller-Budack et al. 2018, section 3.4, do: a cell must be likely, and so must what it is in. A temperature, by which all
+        logits are divided, changes how sure they are, and not which cell is the likeliest.
         """
+        return np.exp(self.log_probabilities(logits_NJ, temperature))
+
+    def log_probabilities(
+        self, logits_NJ: NDArray[Any], temperature: float = 1.0
+    ) -> NDArray[np.float64]:
+        """Their natural logarithms (N, K)."""
+        logits_NJ = logits_NJ.astype(np.float64) / temperature
         logs_NK = np.zeros((len(logits_NJ), len(self.finest)))
         for part, parent_K in zip(self.parts, self.parents, strict=True):
-            logs_NK += _log_softmax(logits_NJ[:, part].astype(np.float64))[:, parent_K]
-        return np.exp(_log_softmax(logs_NK))
+            logs_NK += _log_softmax(logits_NJ[:, part])[:, parent_K]
+        return _log_softmax(logs_NK)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

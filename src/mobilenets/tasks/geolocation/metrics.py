@@ -14,8 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mobilenets.data.loaders import Batch
+from mobilenets.data.sources import UNKNOWN
+from mobilenets.tasks.geolocation.cells import Cells
 from mobilenets.tasks.geolocation.earth import SCALES_KM, distance_km
 
+# Of these, the one that fits validation photos best makes probabilities as sure as they are right.
+TEMPERATURES = tuple(np.geomspace(0.5, 8, 17).round(4).tolist())
 WITHIN = tuple(f"within_{scale}km" for scale in SCALES_KM)
 FIGURES = ("mean_within", *WITHIN, "median_km", "loss")
 
@@ -26,18 +30,23 @@ class PlaceMetrics:
     Args:
         locate: gives latitudes and longitudes (N, 2) for outputs.
         loss: of outputs and targets.
+        cells: that the outputs are of, where they are of any, to fit a temperature.
     """
 
     def __init__(
         self,
         locate: Callable[[NDArray[np.float32]], NDArray[np.float64]],
         loss: Callable[[Tensor, Tensor], Tensor],
+        cells: Cells | None = None,
     ) -> None:
         # torchmetrics takes seconds to import, and prediction does not need it.
-        from torchmetrics import CatMetric, MeanMetric
+        from torchmetrics import CatMetric, MeanMetric, SumMetric
 
-        self._locate, self._loss_of = locate, loss
+        self._locate, self._loss_of, self._cells = locate, loss, cells
         self._distances, self._loss = CatMetric(), MeanMetric()
+        self._surprise = SumMetric()
+        # A process may get no photos, and its sum has the same shape.
+        self._surprise.update(torch.zeros(len(TEMPERATURES)))
         self._details: dict[str, Any] = {}
 
     def update(self, outputs: Tensor, batch: Batch) -> None:
@@ -48,6 +57,12 @@ class PlaceMetrics:
         distances_N = distance_km(true_N2[:, 0], true_N2[:, 1], places_N2[:, 0], places_N2[:, 1])
         self._distances.update(torch.from_numpy(distances_N))
         self._loss.update(self._loss_of(outputs, batch.targets_N).cpu(), weight=len(batch))
+        if self._cells is not None:
+            finest_N = batch.targets_N[:, -1].long().cpu().numpy()
+            known_N = finest_N != UNKNOWN
+            self._surprise.update(
+                _surprise(self._cells, outputs.cpu().numpy()[known_N], finest_N[known_N])
+            )
 
     def compute(self) -> dict[str, float]:
         """The figures, over all processes."""
@@ -65,6 +80,9 @@ class PlaceMetrics:
         median = float(np.median(distances_N))
         intervals["median_km"] = _median_interval(distances_N)
         self._details = {"intervals": intervals}
+        if self._cells is not None:
+            best = int(self._surprise.compute().argmin())
+            self._details["temperature"] = TEMPERATURES[best]
         mean = sum(shares.values()) / len(shares)
         return {
             "mean_within": mean,
@@ -74,9 +92,18 @@ class PlaceMetrics:
         }
 
     def details(self) -> dict[str, Any]:
-        """`intervals`: of each figure in which 95 % of such samples would have it: Wilson's of shares, by ranks of the median."""
+        """`intervals`: of each figure in which 95 % of such samples would have it: Wilson's of shares, by ranks of the median;
+        `temperature`: with which these photos' cells are the least surprising.
+        """
         assert self._details, "compute comes first"
         return self._details
+
+
+def _surprise(cells: Cells, logits_NJ: NDArray[np.float32], finest_N: NDArray[np.int64]) -> Tensor:
+    """Of each temperature the cross-entropy of the finest cells, summed over the photos."""
+    places = np.arange(len(finest_N)), finest_N
+    sums = [-cells.log_probabilities(logits_NJ, one)[places].sum() for one in TEMPERATURES]
+    return torch.tensor(sums)
 
 
 def _median_interval(values_N: NDArray[np.float64]) -> list[float]:

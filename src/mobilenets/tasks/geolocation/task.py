@@ -63,6 +63,7 @@ class Geolocation(Task):
         source: the data, where the task is made for training.
         parts: photos to learn from, and photos that are held out.
         warnings: what to say of the data.
+        temperature: what logits are divided by where probabilities are told.
         finest: how small a cell `decode` tells at most.
     """
 
@@ -83,13 +84,14 @@ class Geolocation(Task):
         source: PhotoSource | None = None,
         parts: tuple[Photos, Photos] | None = None,
         warnings: Sequence[str] = (),
+        temperature: float = 1.0,
         finest: Finest = "country",
     ) -> None:
         self._labels = cells.tokens
         self._preprocessing = preprocessing
         self.cells = cells
         self._source, self._photos, self._warnings = source, parts, tuple(warnings)
-        self._finest = finest
+        self._temperature, self._finest = temperature, finest
         # The cells' places as the loss needs them, where it is computed.
         self._vectors: tuple[Tensor, ...] = ()
 
@@ -128,7 +130,7 @@ class Geolocation(Task):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], preprocessing: Preprocessing) -> Self:
-        return cls(Cells.from_dict(values), preprocessing)
+        return cls(Cells.from_dict(values), preprocessing, temperature=values["temperature"])
 
     @classmethod
     def of_weights(cls, spec: Spec, labels: Sequence[str], preprocessing: Preprocessing) -> Self:
@@ -150,7 +152,7 @@ class Geolocation(Task):
         return check(where)
 
     def to_dict(self) -> dict[str, Any]:
-        return self.cells.to_dict()
+        return {"temperature": self._temperature, **self.cells.to_dict()}
 
     @property
     def kinds(self) -> str:
@@ -233,7 +235,10 @@ class Geolocation(Task):
         return torch.stack(losses).mean()
 
     def metrics(self) -> PlaceMetrics:
-        return PlaceMetrics(self.locate, self._loss)
+        return PlaceMetrics(self.locate, self._loss, self.cells)
+
+    def settle(self, details: Mapping[str, Any]) -> None:
+        self._temperature = float(details["temperature"])
 
     def locate(self, outputs: NDArray[np.float32]) -> NDArray[np.float64]:
         """The mean place of the likeliest of the finest cells: latitudes and longitudes (N, 2)."""
@@ -262,7 +267,7 @@ class Geolocation(Task):
         told, told_K = cells.merged(parents_of(cells.ids_K, level))
         tokens = told.tokens
         predictions: list[Prediction] = []
-        for scores_K in self.cells.probabilities(outputs):
+        for scores_K in self.cells.probabilities(outputs, self._temperature):
             scores_M = np.bincount(told_K, scores_K, len(told)).astype(np.float64)
             order_M = np.argsort(-scores_M, kind="stable")
             radius = radius_km(told.places_K2, told.spread_K, scores_M, int(order_M[0]))
