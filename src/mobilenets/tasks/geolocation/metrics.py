@@ -40,13 +40,11 @@ class PlaceMetrics:
         cells: Cells | None = None,
     ) -> None:
         # torchmetrics takes seconds to import, and prediction does not need it.
-        from torchmetrics import CatMetric, MeanMetric, SumMetric
+        from torchmetrics import CatMetric, MeanMetric
 
         self._locate, self._loss_of, self._cells = locate, loss, cells
         self._distances, self._loss = CatMetric(), MeanMetric()
-        self._surprise = SumMetric()
-        # A process may get no photos, and its sum has the same shape.
-        self._surprise.update(torch.zeros(len(TEMPERATURES)))
+        self._surprise = CatMetric()
         self._details: dict[str, Any] = {}
 
     def update(self, outputs: Tensor, batch: Batch) -> None:
@@ -81,7 +79,7 @@ class PlaceMetrics:
         intervals["median_km"] = _median_interval(distances_N)
         self._details = {"intervals": intervals}
         if self._cells is not None:
-            best = int(self._surprise.compute().argmin())
+            best = int(self._surprise.compute().view(-1, len(TEMPERATURES)).sum(0).argmin())
             self._details["temperature"] = TEMPERATURES[best]
         mean = sum(shares.values()) / len(shares)
         return {
