@@ -97,7 +97,9 @@ class Coordinates(Geolocation):
         ]
 
     def metrics(self) -> PlaceMetrics:
-        return PlaceMetrics(self.locate, squared_chord)
+        return PlaceMetrics(
+            self.locate, lambda outputs, targets: (squared_chord(outputs, targets), len(outputs))
+        )
 
     def settle(self, details) -> None:
         """Nothing is told with a probability."""
@@ -264,7 +266,7 @@ def train_rival(table: Path, seed: int, folder: Path) -> dict:
 
 def judged(predicted: np.ndarray, true: np.ndarray) -> dict:
     """The figures of predicted places."""
-    metrics = PlaceMetrics(lambda outputs: outputs, lambda *_: torch.zeros(()))
+    metrics = PlaceMetrics(lambda outputs: outputs, lambda *_: (torch.zeros(()), 1))
     batch = Batch(torch.zeros(len(true), 0), torch.from_numpy(true), len(true))
     metrics.update(torch.from_numpy(predicted), batch)
     figures = {**metrics.compute(), **metrics.details()}

@@ -317,7 +317,7 @@ def test_a_temperature_makes_answers_as_sure_as_they_are_right(two_levels):
     found = {}
     for factor in (1.0, 4.0):
         metrics = PlaceMetrics(
-            lambda outputs: np.zeros((len(outputs), 2)), lambda *_: torch.zeros(()), two_levels
+            lambda outputs: np.zeros((len(outputs), 2)), lambda *_: (torch.zeros(()), 1), two_levels
         )
         batch = Batch(torch.zeros(count, 0), torch.from_numpy(targets), count)
         metrics.update(torch.from_numpy(factor * logits), batch)
@@ -327,15 +327,13 @@ def test_a_temperature_makes_answers_as_sure_as_they_are_right(two_levels):
     assert (two_levels.probabilities(logits, 9.0).argmax(1) == chances.argmax(1)).all()
 
 
-def test_the_loss_is_a_mean_over_levels_of_photos_that_are_in_a_cell():
+def test_the_loss_is_a_mean_over_the_cells_that_photos_are_in():
     logits = torch.tensor([[1.0, 0.0, 0.0, 2.0], [0.0, 0.0, 1.0, 0.0], [9.0, 9.0, 9.0, 9.0]])
     cells = torch.tensor([[0, 1], [1, -1], [-1, -1]])
     parts = [slice(0, 2), slice(2, 4)]
-    coarse = (np.log(1 + np.exp(-1)) + np.log(2)) / 2
-    fine = np.log(1 + np.exp(-2))
-    assert float(cells_loss(logits, cells, parts)) == pytest.approx((coarse + fine) / 2, rel=1e-6)
-    nowhere = cells_loss(logits[2:], cells[2:], parts)
-    assert float(nowhere) == 0
+    by_hand = (np.log(1 + np.exp(-1)) + np.log(2) + np.log(1 + np.exp(-2))) / 3
+    assert float(cells_loss(logits, cells, parts)) == pytest.approx(by_hand, rel=1e-6)
+    assert float(cells_loss(logits[2:], cells[2:], parts)) == 0
 
 
 def test_a_neighbour_gets_less_of_the_label_the_farther_it_is():
@@ -358,7 +356,7 @@ def test_a_neighbour_gets_less_of_the_label_the_farther_it_is():
 def test_figures_count_every_photo_and_tell_how_sure_they_are():
     true = np.array([[0.0, 0.0], [10.0, 10.0], [-20.0, 179.95], [40.0, 40.0]])
     said = np.array([[0.0, 0.005], [10.0, 10.2], [-20.0, -179.95], [-40.0, -140.0]])
-    metrics = PlaceMetrics(lambda outputs: outputs, lambda *_: torch.tensor(0.5))
+    metrics = PlaceMetrics(lambda outputs: outputs, lambda *_: (torch.tensor(0.5), 1))
     for rows in (slice(0, 3), slice(3, 4)):
         images = torch.zeros(len(true[rows]), 0)
         metrics.update(

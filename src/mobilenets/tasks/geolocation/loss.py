@@ -22,7 +22,7 @@ def cells_loss(
     neighbours: Sequence[Tensor] | None = None,
     km: float = 0.0,
 ) -> Tensor:
-    """Cross-entropy in nats, a mean over the levels, of photos that are in a cell.
+    """Cross-entropy in nats, a mean over all cells that photos are in, of whatever level; 0 where they are in none.
 
     Args:
         cells_NL: the cell of each level that a photo is in; `UNKNOWN` where it is in none.
@@ -43,11 +43,10 @@ def cells_loss(
             losses_N = F.cross_entropy(logits_NK, cells_N, ignore_index=UNKNOWN, reduction="none")
         else:
             shares_NK = neighbour_shares(neighbours[level], cells_N.clamp(min=0), km)
-            losses_N = F.cross_entropy(logits_NK, shares_NK, reduction="none") * (
-                cells_N != UNKNOWN
-            )
-        losses.append(losses_N.sum() / (cells_N != UNKNOWN).sum().clamp(min=1))
-    return torch.stack(losses).mean()
+            losses_N = F.cross_entropy(logits_NK, shares_NK, reduction="none")
+            losses_N = losses_N * (cells_N != UNKNOWN)
+        losses.append(losses_N.sum())
+    return torch.stack(losses).sum() / (cells_NL != UNKNOWN).sum().clamp(min=1)
 
 
 def neighbour_shares(vectors_K3: Tensor, cells_N: Tensor, km: float) -> Tensor:

@@ -29,14 +29,14 @@ class PlaceMetrics:
 
     Args:
         locate: gives latitudes and longitudes (N, 2) for outputs.
-        loss: of outputs and targets.
+        loss: of outputs and targets, and how much it counts.
         cells: that the outputs are of, where they are of any, to fit a temperature.
     """
 
     def __init__(
         self,
         locate: Callable[[NDArray[np.float32]], NDArray[np.float64]],
-        loss: Callable[[Tensor, Tensor], Tensor],
+        loss: Callable[[Tensor, Tensor], tuple[Tensor, int]],
         cells: Cells | None = None,
     ) -> None:
         # torchmetrics takes seconds to import, and prediction does not need it.
@@ -54,7 +54,9 @@ class PlaceMetrics:
         true_N2 = batch.targets_N[:, :2].double().cpu().numpy()
         distances_N = distance_km(true_N2[:, 0], true_N2[:, 1], places_N2[:, 0], places_N2[:, 1])
         self._distances.update(torch.from_numpy(distances_N))
-        self._loss.update(self._loss_of(outputs, batch.targets_N).cpu(), weight=len(batch))
+        loss, count = self._loss_of(outputs, batch.targets_N)
+        # Of photos in no cell alone it is nothing.
+        self._loss.update(loss.cpu(), weight=max(count, 1e-9))
         if self._cells is not None:
             finest_N = batch.targets_N[:, -1].long().cpu().numpy()
             known_N = finest_N != UNKNOWN

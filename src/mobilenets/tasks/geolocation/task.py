@@ -235,7 +235,11 @@ class Geolocation(Task):
         return torch.stack(losses).mean()
 
     def metrics(self) -> PlaceMetrics:
-        return PlaceMetrics(self.locate, self._loss, self.cells)
+        def loss(outputs_NJ: Tensor, targets: Tensor) -> tuple[Tensor, int]:
+            known = int((targets[:, 2:] != UNKNOWN).sum())
+            return self._loss(outputs_NJ, targets), known
+
+        return PlaceMetrics(self.locate, loss, self.cells)
 
     def settle(self, details: Mapping[str, Any]) -> None:
         self._temperature = float(details["temperature"])
