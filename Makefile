@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: env demo test check lint docs wheel clean
+.PHONY: env demo test check lint docs wheel vendor clean
 
 demo: $(INSTALLED)
 	$(BIN)/mobilenets demo --output runs/demo --overwrite
@@ -41,6 +41,14 @@ wheel: $(INSTALLED)
 	build/wheel-env/bin/pip install --quiet dist/*.whl
 	cd build/wheel-env && bin/mobilenets cost 0.5-160
 	rm -rf build/wheel-env
+
+# What pages carry with them, from npm into the package; its README names the versions.
+VENDORED := d3-array@3.2.5 d3-geo@3.1.2 topojson-client@3.1.0 world-atlas@2.0.2
+vendor:
+	npm install --prefix build/vendor --no-save --ignore-scripts $(VENDORED)
+	cd build/vendor/node_modules && cp d3-array/dist/d3-array.min.js d3-geo/dist/d3-geo.min.js \
+	  topojson-client/dist/topojson-client.min.js world-atlas/countries-110m.json \
+	  $(CURDIR)/src/mobilenets/web/vendor/
 
 clean:
 	rm -rf build dist site .cache

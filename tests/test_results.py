@@ -89,3 +89,24 @@ def test_every_figure_of_detection_can_be_made_again(path):
         best = max(result["curve"]["val/map"])
         place = result["curve"]["val/map"].index(best)
         assert result["curve"]["val/map50"][place] == pytest.approx(result["val_map50"], abs=1e-5)
+
+
+TILES = sorted(RESULTS.glob("geolocation/*-[0-9].json"))
+
+
+@pytest.mark.parametrize("path", TILES, ids=lambda path: path.stem)
+def test_tiles_are_placed_better_than_without_a_network(path):
+    """At 750 and 2,500 km, by more than either interval tells."""
+    result = json.loads(path.read_text())
+    assert f"seed{'s' if result['name'] == 'coordinates' else ''} {result['seed']}" in result["command"]
+    assert result["test"]["images"] == 2000
+    assert result["machine"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", result["date"])
+    if result["name"] == "coordinates":
+        return
+    baselines = json.loads((RESULTS / "geolocation" / "baselines.json").read_text())["rows"]
+    for name, baseline in baselines[result["tiles"]].items():
+        for scale in ("within_750km", "within_2500km"):
+            low, high = result["test"]["intervals"][scale]
+            assert low < result["test"][scale] < high
+            assert low > baseline["intervals"][scale][1], (name, scale)
