@@ -98,7 +98,10 @@ TILES = sorted(RESULTS.glob("geolocation/*-[0-9].json"))
 def test_tiles_are_placed_better_than_without_a_network(path):
     """At 750 and 2,500 km, by more than either interval tells."""
     result = json.loads(path.read_text())
-    assert f"seed{'s' if result['name'] == 'coordinates' else ''} {result['seed']}" in result["command"]
+    assert (
+        f"seed{'s' if result['name'] == 'coordinates' else ''} {result['seed']}"
+        in result["command"]
+    )
     assert result["test"]["images"] == 2000
     assert result["machine"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", result["date"])

@@ -15,6 +15,7 @@ from mobilenets.cli.cost import cost
 from mobilenets.cli.demo import demo
 from mobilenets.cli.doctor import doctor
 from mobilenets.cli.evaluate import evaluate
+from mobilenets.cli.explore import explore
 from mobilenets.cli.export import export
 from mobilenets.cli.output import note
 from mobilenets.cli.paper import paper
@@ -63,6 +64,7 @@ def _options(
 for verb in (
     cost,
     pick,
+    explore,
     doctor,
     convert,
     train,

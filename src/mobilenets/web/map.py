@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -13,7 +12,7 @@ from PIL import Image
 
 from mobilenets.tasks.geolocation.cells import find_s2, id_of
 from mobilenets.tasks.geolocation.prediction import FINEST, PlacePrediction
-from mobilenets.web.pages import data_uri, render
+from mobilenets.web.pages import data_uri, embedded, render
 
 THUMBNAIL = 160
 # From a thousandth to one, light to dark in either scheme.
@@ -39,12 +38,12 @@ def write_map(
         model=model,
         finest_words=f"a {finest}, {FINEST[finest][1]:g} km",
         colours=[f"rgb({red} {green} {blue})" for red, green, blue in COLOURS],
-        colours_json=Markup(json.dumps(COLOURS)),  # noqa: S704
+        colours_json=embedded(COLOURS),
         script_array=_vendored("d3-array.min.js"),
         script_geo=_vendored("d3-geo.min.js"),
         script_topojson=_vendored("topojson-client.min.js"),
         world=_vendored("countries-110m.json"),
-        answers=_embedded(told),
+        answers=embedded(told),
     )
     path.write_text(page, encoding="utf-8")
 
@@ -87,8 +86,3 @@ def ring_of(token: str) -> list[list[float]]:
 def _vendored(name: str) -> Markup:
     """A file that the pages carry, as it is; none holds the end of a script."""
     return Markup((files("mobilenets.web") / "vendor" / name).read_text(encoding="utf-8"))  # noqa: S704
-
-
-def _embedded(value: Any) -> Markup:
-    """JSON inside a page: a name of a file must not end the script that it stands in."""
-    return Markup(json.dumps(value, ensure_ascii=False).replace("<", "\\u003c"))  # noqa: S704

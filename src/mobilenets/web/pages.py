@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from typing import Any, Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from PIL import Image
 
 
@@ -20,6 +22,15 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template(template).render(**values)
+
+
+def embedded(value: Any) -> Markup:
+    r"""JSON inside a page: no text in it can end the script that it stands in.
+
+    >>> print(embedded({"name": "</script>"}))
+    {"name": "\u003c/script>"}
+    """
+    return Markup(json.dumps(value, ensure_ascii=False).replace("<", "\\u003c"))  # noqa: S704
 
 
 def data_uri(picture: Image.Image, kind: Literal["PNG", "JPEG"]) -> str:

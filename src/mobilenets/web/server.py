@@ -1,0 +1,80 @@
+"""Pages on this machine: a small server that gives what it was handed, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# The first two let a page use threads of WebAssembly; all keep it to itself.
+HEADERS = {
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Embedder-Policy": "require-corp",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+
+@dataclass(frozen=True)
+class Page:
+    """What an address gives."""
+
+    kind: str
+    content: bytes
+
+
+def serve_pages(
+    pages: Mapping[str, Page], host: str, port: int, started: Callable[[str], None]
+) -> None:
+    """Answer for pages until Ctrl-C.
+
+    Args:
+        pages: by their path, such as `/`.
+        port: 0 takes a free one.
+        started: is called with the address once it answers.
+
+    Raises:
+        ValueError: the address can't be had.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        timeout = 30
+
+        def do_GET(self) -> None:
+            self._answer(body=True)
+
+        def do_HEAD(self) -> None:
+            self._answer(body=False)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Who looks at the pages is nobody's business."""
+
+        def _answer(self, *, body: bool) -> None:
+            page = pages.get(urlsplit(self.path).path)
+            found = page or Page("text/plain; charset=utf-8", b"there is no such page\n")
+            self.send_response(200 if page else 404)
+            self.send_header("Content-Type", found.kind)
+            self.send_header("Content-Length", str(len(found.content)))
+            for name, value in HEADERS.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if body:
+                self.wfile.write(found.content)
+
+    try:
+        server = ThreadingHTTPServer((host, port), Handler)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ValueError(
+            f"{host} port {port} can't be had ({reason}): --port 0 takes a free one"
+        ) from None
+    with server:
+        started(f"http://{host}:{server.server_address[1]}/")
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            return
