@@ -56,6 +56,22 @@ def chromium():
         browser.close()
 
 
+@pytest.fixture
+def barriers():
+    """What axe-core finds serious on a page for people who read it aloud, by keyboard or in high contrast."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    def find(page):
+        violations = Axe().run(page).response["violations"]
+        return [
+            (found["id"], found["impact"], [node["html"][:120] for node in found["nodes"][:3]])
+            for found in violations
+            if found["impact"] in ("serious", "critical")
+        ]
+
+    return find
+
+
 def unpacked(shared, name, place):
     """A set of real images in a folder of its own."""
     with tarfile.open(shared / "data" / f"{name}.tar") as archive:

@@ -180,6 +180,14 @@ def test_own_runs_and_a_profile_are_on_the_page(digits_run, tmp_path, visit):
     assert page.locator("#fitting").inner_text().startswith("16 of 16 fit")
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_keeps_people_from_using_it(explorer, visit, barriers, scheme):
+    # axe-core brings its own script into the page.
+    page = visit(f"{explorer.as_uri()}#b=150000000", "phone", scheme, bypass_csp=True)
+    page.locator("summary").click()
+    assert barriers(page) == []
+
+
 def test_the_page_is_served_to_this_machine_alone_with_its_headers():
     with subprocess.Popen(
         [sys.executable, "-m", "mobilenets", "explore", "--port", "0"],

@@ -997,6 +997,15 @@ def test_the_map_is_hot_where_the_photo_was_taken(map_page, chromium, scheme):
     context.close()
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_keeps_people_from_using_the_map(map_page, chromium, barriers, scheme):
+    context = chromium.new_context(color_scheme=scheme, offline=True, bypass_csp=True)
+    page = context.new_page()
+    page.goto(map_page.as_uri())
+    assert barriers(page) == []
+    context.close()
+
+
 def test_a_name_can_not_end_the_script_it_stands_in(tmp_path):
     guess = CellGuess("47c", 48.0, 2.0, 1.0)
     answers = [
