@@ -308,7 +308,7 @@ def test_a_fine_cell_is_as_likely_as_all_that_it_is_in(two_levels):
 def test_a_temperature_makes_answers_as_sure_as_they_are_right(two_levels):
     """Cells drawn as the logits say, which are then told four times too large."""
     random = np.random.default_rng(0)
-    count = 4000
+    count = 1500
     logits = random.normal(size=(count, 6)) * 2
     chances = two_levels.probabilities(logits)
     finest = np.array([random.choice(4, p=chance) for chance in chances])
@@ -723,12 +723,21 @@ def test_geojson_csv_and_drawn_answers(world, world_run, tmp_path, capsys):
     assert "° S, 151." in capsys.readouterr().out
 
 
-def test_a_run_is_exported_with_its_cells_proven(world, world_run, capsys):
+@pytest.mark.parametrize(
+    "target",
+    [
+        "onnx",
+        *(pytest.param(other, marks=pytest.mark.slow) for other in ("litert", "openvino", "pt2")),
+    ],
+)
+def test_a_run_is_exported_with_its_cells_proven(world, world_run, capsys, target):
     capsys.readouterr()
     common = ("--data", world, "--overwrite")
-    for manifest in answer(capsys, "export", world_run, "--to", "onnx", "litert", *common):
-        assert manifest["parity"]["holds"]
-        assert manifest["parity"]["same_cells"] == 1
+    (whole,) = answer(capsys, "export", world_run, "--to", target, *common)
+    assert whole["parity"]["holds"]
+    assert whole["parity"]["same_cells"] == 1
+    if target != "onnx":
+        return
     (small,) = answer(capsys, "export", world_run, "--to", "onnx", "--int8", *common)
     assert small["parity"]["images"] > 0
     photo = world / "images" / "Chicago-0.png"
@@ -761,7 +770,9 @@ def test_training_goes_on_and_without_parts_holds_places_out(world, tmp_path, ca
 
 def test_a_student_learns_cells_from_a_teacher(world, world_run, tmp_path):
     folder = tmp_path / "student"
-    command = COMMAND.replace("0.25-32-s8", "0.25-32-s8-shallow").split()
+    command = (
+        COMMAND.replace("0.25-32-s8", "0.25-32-shallow").replace("-epochs 6", "-epochs 4").split()
+    )
     more = [
         "--teacher",
         str(world_run),
