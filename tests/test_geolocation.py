@@ -23,6 +23,7 @@ from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import IFDRational
 
 from mobilenets import Run
+from mobilenets.architecture.preprocessing import Preprocessing
 from mobilenets.cli.main import run as cli
 from mobilenets.data.gps import NoPlaceError, read_gps
 from mobilenets.data.loaders import Batch
@@ -43,12 +44,12 @@ from mobilenets.tasks.geolocation.data import (
     divide_places,
     open_photos,
 )
-from mobilenets.tasks.geolocation.earth import centres
+from mobilenets.tasks.geolocation.earth import centres, coarse_place
 from mobilenets.tasks.geolocation.loss import cells_loss, neighbour_shares
 from mobilenets.tasks.geolocation.metrics import PlaceMetrics
 from mobilenets.tasks.geolocation.prediction import FINEST, CellGuess, PlacePrediction
-from mobilenets.tasks.geolocation.task import radius_km
-from mobilenets.web.map import write_map
+from mobilenets.tasks.geolocation.task import Geolocation, radius_km
+from mobilenets.web.map import WorldMap
 
 latitudes = st.floats(-90, 90)
 longitudes = st.floats(-180, 180)
@@ -565,6 +566,56 @@ def test_parquet_is_read_with_names_and_with_images(tmp_path):
         open_photos(tmp_path / "wrong.parquet")
 
 
+def test_parts_of_a_folder_of_photos_and_what_lacks_one(tmp_path):
+    for part, count in (("train", 3), ("validation", 2), ("test", 1)):
+        (tmp_path / "flat" / part).mkdir(parents=True)
+        for number in range(count):
+            photo_with(tmp_path / "flat" / part / f"{number}.jpg", SOUTH_WEST)
+    source = open_photos(tmp_path / "flat")
+    assert {name: len(part) for name, part in source.splits.items()} == {
+        "train": 3,
+        "val": 2,
+        "test": 1,
+    }
+    (tmp_path / "flat" / "train").rename(tmp_path / "gone")
+    with pytest.raises(ValueError, match="but no train part"):
+        open_photos(tmp_path / "flat")
+
+
+def test_authors_are_part_of_what_data_is_known_by(tmp_path):
+    rows = ["image,lat,lon,author", "a.jpg,1,2,ann", "b.jpg,3,4,bob", "c.jpg,5,6,ann"]
+    prints = set()
+    for text in (
+        rows,
+        [row.rpartition(",")[0] for row in rows],
+        [row.replace("bob", "ann") for row in rows],
+    ):
+        (tmp_path / "photos.csv").write_text("\n".join(text))
+        prints.add(open_photos(tmp_path / "photos.csv").fingerprint())
+    assert len(prints) == 3
+    (tmp_path / "photos.csv").write_text("\n".join(rows).replace("ann", "zoe"))
+    assert open_photos(tmp_path / "photos.csv").fingerprint() in prints
+
+
+def test_a_geometry_is_no_image_and_authors_are_one_list(tmp_path):
+    common = {"lat": [1.0, 2.0], "lon": [3.0, 4.0], "geometry": [b"x", b"y"]}
+    for part, names in (("train", ["ann", "bob"]), ("test", ["cy", "ann"])):
+        table = pyarrow.table(
+            {"image": [f"{part}1.jpg", f"{part}2.jpg"], "author": names, **common}
+        )
+        pyarrow.parquet.write_table(table, tmp_path / f"{part}-0.parquet")
+    source = open_photos(tmp_path)
+    assert source.splits["test"].images.name(1) == str(tmp_path / "test2.jpg")
+    cy, ann = source.splits["test"].authors_N.tolist()
+    assert source.splits["train"].authors_N[0] == ann != cy
+    assert len({cy, *source.splits["train"].authors_N.tolist()}) == 3
+    pyarrow.parquet.write_table(
+        pyarrow.table({"image": ["a", "a"], **common}), tmp_path / "train-0.parquet"
+    )
+    with pytest.raises(ValueError, match="row 1: a stands in row 0 too"):
+        open_photos(tmp_path)
+
+
 class Named:
     """Images of which nothing but their number matters."""
 
@@ -695,13 +746,37 @@ def test_answers_are_coarse_unless_asked_otherwise(world, world_run, capsys):
         assert told["radius_km"] >= least_km
         levels[finest] = told
     assert levels[None] == levels["country"]
-    # Paris and Lyon lie in one cell of a country's size, and its mean is between them.
-    near = [
-        distance_km(*levels[finest]["location"].values(), 48.86, 2.35)
-        for finest in ("city", "country")
-    ]
-    assert near[0] < 25 < 100 < near[1] < 300
+    # The finer the cell, the nearer, and never nearer than a grid of that many km.
+    for finest, most in (("city", 25), ("region", 200), ("country", 750)):
+        place = levels[finest]["location"].values()
+        assert distance_km(*place, 48.86, 2.35) < most
+        assert distance_km(*place, *coarse_place(*place, FINEST[finest][1])) < 0.02
     assert Run.load(world_run).predict(photo).finest == "country"
+
+
+@given(places, st.sampled_from([25, 200, 750]))
+def test_a_coarse_place_is_near_and_one_of_few(place, km):
+    coarse = coarse_place(*place, km)
+    assert -90 <= coarse[0] <= 90
+    assert -180 <= coarse[1] <= 180
+    # Half a step either way.
+    assert float(distance_km(*place, *coarse)) <= 0.75 * km
+    assert coarse_place(*coarse, km) == pytest.approx(coarse, abs=1e-6) or abs(coarse[1]) == 180
+
+
+def test_photos_around_one_house_do_not_tell_the_house(tmp_path):
+    house = np.array([64.1466, -21.9426])
+    others = np.array([[46.0, 2.0], [40.0, -95.0]]).repeat(30, axis=0)
+    latitude, longitude = np.concatenate([house.reshape(1, 2).repeat(60, axis=0), others]).T
+    cells = Cells.of_places(latitude, longitude, (60,), 10)
+    task = Geolocation(cells, Preprocessing(32, 32))
+    logits = np.full((1, len(cells)), -9.0, dtype=np.float32)
+    logits[0, cells.index_of(house[:1], house[1:])[0, 0]] = 9
+    (told,) = task.decode(logits)
+    text = json.dumps([told.to_dict(), told.features({"image": "x"}), str(told)])
+    assert float(distance_km(*house, told.latitude, told.longitude)) > 100
+    assert "64.1" not in text
+    assert "21.9" not in text
 
 
 def test_geojson_csv_and_drawn_answers(world, world_run, tmp_path, capsys):
@@ -720,7 +795,7 @@ def test_geojson_csv_and_drawn_answers(world, world_run, tmp_path, capsys):
     assert rows[0].keys() == {"image", "rank", "cell", "lat", "lon", "score"}
     assert len(list(tmp_path.glob("*.jpg"))) == 2
     assert cli(["predict", str(world_run), photos[1]]) == 0
-    assert "° S, 151." in capsys.readouterr().out
+    assert "33.7° S, 154.1° E within 750 km (country" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -736,6 +811,12 @@ def test_a_run_is_exported_with_its_cells_proven(world, world_run, capsys, targe
     (whole,) = answer(capsys, "export", world_run, "--to", target, *common)
     assert whole["parity"]["holds"]
     assert whole["parity"]["same_cells"] == 1
+    told = json.loads((world_run / target / "cells.json").read_text())
+    assert told["temperature"] > 0
+    assert len(told["levels"][-1]["places"]) == len(Run.load(world_run).task.cells.finest)
+    page = (world_run / target / "README.md").read_text()
+    assert "a softmax within each level" in page
+    assert "argmax" not in page
     if target != "onnx":
         return
     (small,) = answer(capsys, "export", world_run, "--to", "onnx", "--int8", *common)
@@ -1019,10 +1100,10 @@ def test_nothing_keeps_people_from_using_the_map(map_page, chromium, barriers, s
 
 def test_a_name_can_not_end_the_script_it_stands_in(tmp_path):
     guess = CellGuess("47c", 48.0, 2.0, 1.0)
-    answers = [
-        ("</script><b>", Image.new("RGB", (8, 8)), PlacePrediction((guess,), 750.0, "country"))
-    ]
-    write_map(tmp_path / "map.html", "a <model>", answers)
+    world_map = WorldMap(tmp_path / "map.html", "a <model>")
+    prediction = PlacePrediction((guess,), 750.0, "country")
+    world_map.add("</script><b>", Image.new("RGB", (8, 8)), prediction)
+    world_map.write()
     page = (tmp_path / "map.html").read_text()
     assert "</script><b>" not in page
     assert "a <model>" not in page

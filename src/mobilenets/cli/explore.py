@@ -10,6 +10,7 @@ import typer
 from mobilenets.cli.output import JsonFlag, note, print_json
 
 if TYPE_CHECKING:
+    from mobilenets.cost.latency import LatencyProfile
     from mobilenets.web.explorer import OwnModel
 
 
@@ -35,7 +36,7 @@ def explore(
     from mobilenets.web.explorer import explorer_data, explorer_page
 
     measured = None if profile is None else read_profile(profile)
-    own = [_own(run) for run in runs or []]
+    own = [_own(run, measured) for run in runs or []]
     if as_json:
         print_json(explorer_data(measured, own))
         return
@@ -54,12 +55,15 @@ def explore(
     serve_pages(pages, host, port, lambda address: note(f"{address} until Ctrl-C"))
 
 
-def _own(folder: Path) -> OwnModel:
+def _own(folder: Path, profile: LatencyProfile | None) -> OwnModel:
+    from mobilenets.architecture.spec import MobileNetSpec
     from mobilenets.cost import cost
     from mobilenets.training.run import Run
     from mobilenets.web.explorer import OwnModel
 
     run = Run.load(folder)
+    if run.task.name != "classification" or not isinstance(run.spec, MobileNetSpec):
+        raise ValueError(f"{folder} has learnt {run.task.name}, which has no top-1 to be shown by")
     monitor = run.task.monitor
     value = run.config["metrics"].get(monitor)
     if value is None:
@@ -73,4 +77,7 @@ def _own(folder: Path) -> OwnModel:
         parameters=counted.parameters,
         bytes_fp32=counted.bytes_fp32,
         bytes_int8=counted.bytes_int8,
+        latency_ms=profile.ms(run.spec)
+        if profile is not None and profile.covers(run.spec)
+        else None,
     )

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from mobilenets.data.video import Frame
     from mobilenets.training.run import Run
     from mobilenets.training.task import Prediction
+    from mobilenets.web.map import WorldMap
 
     RowsOf = Callable[[Path | Frame, Prediction], list[dict[str, Any]]]
-    Places = list[tuple[str, Image.Image, Any]]
 
 
 def predict(
@@ -96,9 +96,9 @@ def predict(
     opened = Run.load(run)
     if opened.task.name != "detection" and (score, tile, coco) != (None, None, None):
         raise ValueError(f"--score, --tile and --coco are for detectors, and {run} is none")
-    places: Places | None = None
+    on_map: WorldMap | None = None
     if opened.task.name == "geolocation":
-        places = _tell_places(opened, finest, world_map)
+        on_map = _tell_places(opened, finest, world_map)
     elif finest is not None or as_geojson or world_map is not None:
         raise ValueError(
             f"--finest, --geojson and --map are for geolocation, and {run} has learnt {opened.task.name}"
@@ -150,19 +150,14 @@ def predict(
             said += 1
             if draw is not None:
                 _draw(image, prediction, draw / f"{said:06}-{_plain(image)}.jpg")
-            if places is not None and world_map is not None:
-                places.append((str(image), _picture(image), prediction))
+            if on_map is not None:
+                on_map.add(str(image), _picture(image), prediction)
             if rows_of is None:
                 typer.echo(f"{image}: {prediction}")
             else:
                 rows += rows_of(image, prediction)
     if not said:
         fail("no image could be read")
-    if places is not None and world_map is not None:
-        from mobilenets.web.map import write_map
-
-        write_map(world_map, str(opened.spec), places)
-        note(f"map: {world_map}")
     if rows_of is None:
         note(f"through {engine.runtime}, {stages.images_per_second():,.0f} images/s ({stages})")
     elif as_csv:
@@ -177,6 +172,9 @@ def predict(
         print_json({"type": "FeatureCollection", "features": rows})
     else:
         print_json(rows)
+    if on_map is not None:
+        on_map.write()
+        note(f"map: {world_map}")
 
 
 def _place(image: Path | Frame) -> dict[str, Any]:
@@ -203,20 +201,19 @@ def _geojson_rows(image: Path | Frame, prediction: Prediction) -> list[dict[str,
     return prediction.features(_place(image))
 
 
-def _tell_places(run: Run, finest: str | None, world_map: Path | None) -> Places:
-    """Let a run of geolocation tell places as closely as it is asked to; where answers for a map are gathered."""
+def _tell_places(run: Run, finest: str | None, world_map: Path | None) -> WorldMap | None:
+    """Let a run of geolocation tell places as closely as it is asked to; the map that they go on, if any."""
     from mobilenets.tasks.geolocation.prediction import finest_choice
     from mobilenets.tasks.geolocation.task import Geolocation
 
     assert isinstance(run.task, Geolocation)
     if finest is not None:
         run.task = run.task.telling(finest_choice(finest))
-    if world_map is not None:
-        if world_map.suffix.lower() not in (".html", ".htm"):
-            raise ValueError(f"--map {world_map}: the name of a page ends in .html")
-        if not world_map.absolute().parent.is_dir():
-            raise ValueError(f"--map {world_map}: there is no such folder")
-    return []
+    if world_map is None:
+        return None
+    from mobilenets.web.map import WorldMap
+
+    return WorldMap(world_map, str(run.spec))
 
 
 def _draw(image: Path | Frame, prediction: Prediction, path: Path) -> None:

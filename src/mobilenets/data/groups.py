@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from mobilenets.data.tables import image_column, read_csv
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Groups:
 def find_groups(where: str, column: str) -> Groups:
     """Read groups from the CSV that a data set is, or from one that lies in its folder.
 
-    The first column names a file, or a folder such as a person's or a class's.
+    The column `image`, or the first, names a file, or a folder such as a person's or a class's.
 
     Raises:
         ValueError: no table has the column, in one sentence that says which there are.
@@ -47,16 +48,14 @@ def find_groups(where: str, column: str) -> Groups:
         )
     seen: list[str] = []
     for table in tables:
-        try:
-            with table.open(newline="", encoding="utf-8-sig") as file:
-                rows = [row for row in csv.reader(file) if row]
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f"{table}: can't be read as CSV ({error})") from None
-        header = [name.strip() for name in rows[0]] if rows else []
-        seen += header[1:]
-        if column in header[1:]:
-            place = header.index(column)
-            told = {row[0].strip(): row[place].strip() for row in rows[1:] if len(row) > place}
+        header, rows = read_csv(table)
+        if not header:
+            continue
+        named = image_column(header) or header[0]
+        others = [name for name in header if name != named]
+        seen += others
+        if column in others:
+            told = {row[named].strip(): row[column].strip() for _, row in rows}
             return Groups(table, column, {name: group for name, group in told.items() if group})
     raise ValueError(
         f"--by {column}: {tables[0] if len(tables) == 1 else where} has the columns {', '.join(seen[:20]) or 'of none'}"

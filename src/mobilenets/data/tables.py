@@ -74,17 +74,23 @@ def split_named(text: str, place: str, column: str) -> str:
     return name
 
 
-def refuse_twice(path: Path, rows: Rows, image: str) -> None:
-    """Make sure that each image stands in one row.
+def refuse_twice(where: str, rows: Rows, image: str, unit: str = "line") -> None:
+    """Make sure that each row names an image, and no other row the same one.
+
+    Args:
+        unit: what a row is called, for messages.
 
     Raises:
-        ValueError: one stands in two.
+        ValueError: one stands in two, or a row names none.
     """
     seen: dict[str, int] = {}
-    for line, row in rows:
-        first = seen.setdefault(row[image], line)
-        if first != line:
-            raise ValueError(f"{path} line {line}: {row[image]} stands in line {first} too")
+    for number, row in rows:
+        name = row[image].strip()
+        if not name:
+            raise ValueError(f"{where} {unit} {number}: {image} is empty")
+        first = seen.setdefault(name, number)
+        if first != number:
+            raise ValueError(f"{where} {unit} {number}: {name} stands in {unit} {first} too")
 
 
 def image_folder(folder: Path, *names: str) -> Path:

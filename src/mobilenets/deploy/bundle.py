@@ -38,7 +38,7 @@ from mobilenets.training.task import Form, Task
 FORMAT = 1
 MANIFEST = "manifest.json"
 _BESIDE = {
-    MANIFEST, "README.md", "golden.npz", "labels.txt", "layers.json", "layers.png", "preprocessing.json",
+    MANIFEST, "README.md", "cells.json", "golden.npz", "labels.txt", "layers.json", "layers.png", "preprocessing.json",
 }  # fmt: skip
 BATCH = 32
 # Points of top-1 or mAP; without labels, percent of answers that change, most of which were unsure.
@@ -134,6 +134,7 @@ def export(
             "input": target.input_of(model),
             "form": form,
             "labels": len(model.labels),
+            "exclusive": model.exclusive,
             "precision": precision,
             **about,
             "versions": {
@@ -316,10 +317,12 @@ def _write_beside(
 
     write("preprocessing.json", json.dumps(model.preprocessing.to_dict(), indent=2) + "\n")
     write("labels.txt", "".join(f"{label}\n" for label in model.labels))
+    for name, content in judge.task.beside().items():
+        write(name, json.dumps(content) + "\n")
     image_NCHW, output = judge.evidence.images_NCHW[:1], torch.from_numpy(judge.reference[:1])
     if target.normalises:
         image_NCHW = model.pixels(image_NCHW)
-        output = output.softmax(1) if model.form == "network" else output
+        output = output.softmax(1) if model.form == "network" and model.exclusive else output
     np.savez(folder / "golden.npz", input=image_NCHW.numpy(), output=output.numpy())
     write(MANIFEST, json.dumps(manifest, indent=2) + "\n")
     pages = Environment(
@@ -338,6 +341,8 @@ def _write_beside(
         title=judge.task.figure_title,
         figure=manifest.get(judge.task.monitor),
         output=model.output,
+        output_told=judge.task.output_told,
+        beside=sorted(judge.task.beside()),
         most=judge.reference.shape[1],
         overlap=Selection().overlap,
     )

@@ -77,4 +77,4 @@ def write(model: Exportable, path: Path) -> None:
 
 
 def _classifies(model: Exportable) -> bool:
-    return bool(model.labels) and model.form == "network"
+    return bool(model.labels) and model.form == "network" and model.exclusive

@@ -46,6 +46,7 @@ class Exportable:
         network: in evaluation mode, batch norm folded; images (N, C, H, W) to outputs.
         input_shape: an image's (C, H, W).
         labels: of the outputs; empty where they have none.
+        exclusive: whether one label alone is right.
         form: of the outputs, before a selection.
         selection: which boxes the file tells; None where it tells every output.
         gives: what a network's own outputs are called.
@@ -56,6 +57,7 @@ class Exportable:
     input_shape: tuple[int, int, int]
     preprocessing: Preprocessing
     labels: tuple[str, ...] = field(default=())
+    exclusive: bool = True
     form: Form = "network"
     selection: Selection | None = None
     gives: str = "logits"
@@ -79,6 +81,7 @@ class Exportable:
             model,
             preprocessing=run.preprocessing,
             labels=tuple(labels),
+            exclusive=run.task.exclusive,
             form=form,
             gives=run.task.output,
         )

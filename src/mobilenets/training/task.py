@@ -224,6 +224,9 @@ class Task(ABC):
     class_layers: ClassVar[tuple[str, ...]]
     answers: ClassVar[str]
     output: ClassVar[str] = "logits"
+    # What a network's outputs are, for who runs a file; and whether they are of labels of which one alone is right.
+    output_told: ClassVar[str] = "one value a class before softmax"
+    exclusive: ClassVar[bool] = False
     # What one task can tell may depend on its data.
     monitor: str
     figure_title: str
@@ -401,6 +404,10 @@ class Task(ABC):
     def selection(self) -> Selection | None:
         """Which boxes a file tells, where there are boxes to select from."""
         return None
+
+    def beside(self) -> dict[str, Any]:
+        """What who runs a file needs besides it, as JSON by the names of files."""
+        return {}
 
     def in_file(self, model: nn.Module, form: Form) -> nn.Module:
         """What a file computes: the network, and what follows on it.

@@ -30,6 +30,7 @@ class OwnModel:
         figure: what its accuracy is, such as `val top1`.
         value: in percent.
         bytes_fp32, bytes_int8: of its parameters.
+        latency_ms: where a profile covers it.
     """
 
     name: str
@@ -39,6 +40,7 @@ class OwnModel:
     parameters: int
     bytes_fp32: int
     bytes_int8: int
+    latency_ms: float | None = None
 
 
 def explorer_page(profile: LatencyProfile | None = None, runs: Sequence[OwnModel] = ()) -> str:
@@ -98,7 +100,13 @@ def explorer_data(
 
 
 def _latency(profile: LatencyProfile) -> dict[str, Any]:
-    """Milliseconds of the models that a profile covers."""
+    """Milliseconds of the models that a profile covers.
+
+    Raises:
+        ValueError: none of the published ones is among them.
+    """
+    if not any(profile.covers(candidate.spec) for candidate in published_candidates()):
+        raise ValueError("the latency profile covers none of the models")
     specs = {f"{width:g}-{side}": MobileNetSpec(width, side) for width in WIDTHS for side in SIDES}
     return {
         "device": profile.device,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from markupsafe import Markup
 from PIL import Image
 
 from mobilenets.tasks.geolocation.cells import find_s2, id_of
-from mobilenets.tasks.geolocation.prediction import FINEST, PlacePrediction
+from mobilenets.tasks.geolocation.prediction import FINEST, Finest, PlacePrediction
+from mobilenets.training.task import Prediction
 from mobilenets.web.pages import data_uri, embedded, render
 
 THUMBNAIL = 160
@@ -19,53 +19,66 @@ THUMBNAIL = 160
 COLOURS = ((254, 224, 144), (253, 141, 60), (214, 47, 39), (103, 0, 31))
 
 
-def write_map(
-    path: Path, model: str, answers: Sequence[tuple[str, Image.Image, PlacePrediction]]
-) -> None:
-    """Write a page that shows, for each of some photos, the probability over the globe.
+class WorldMap:
+    """A page that shows, for each of some photos, the probability over the globe.
 
     Args:
-        model: what the page calls it.
-        answers: a name, the photo, and what was predicted; at least one.
+        path: of the page.
+        model: what it is called there.
 
     Raises:
+        ValueError: no page can be written there.
         ImportError: S2 is not installed, and how to.
     """
-    finest = answers[0][2].finest
-    told = [_told(name, photo, prediction) for name, photo, prediction in answers]
-    page = render(
-        "map.html",
-        model=model,
-        finest_words=f"a {finest}, {FINEST[finest][1]:g} km",
-        colours=[f"rgb({red} {green} {blue})" for red, green, blue in COLOURS],
-        colours_json=embedded(COLOURS),
-        script_array=_vendored("d3-array.min.js"),
-        script_geo=_vendored("d3-geo.min.js"),
-        script_topojson=_vendored("topojson-client.min.js"),
-        world=_vendored("countries-110m.json"),
-        answers=embedded(told),
-    )
-    path.write_text(page, encoding="utf-8")
 
+    def __init__(self, path: Path, model: str) -> None:
+        if path.suffix.lower() not in (".html", ".htm"):
+            raise ValueError(f"--map {path}: the name of a page ends in .html")
+        if not path.absolute().parent.is_dir():
+            raise ValueError(f"--map {path}: there is no such folder")
+        find_s2()
+        self._path, self._model = path, model
+        self._told: list[dict[str, Any]] = []
 
-def _told(name: str, photo: Image.Image, prediction: PlacePrediction) -> dict[str, Any]:
-    small = photo.convert("RGB")
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    return {
-        "name": name,
-        "thumbnail": data_uri(small, "JPEG"),
-        "place": [round(prediction.longitude, 4), round(prediction.latitude, 4)],
-        "radius_km": round(prediction.radius_km, 1),
-        "cells": [
-            {
-                "token": cell.token,
-                "place": [round(cell.longitude, 4), round(cell.latitude, 4)],
-                "score": round(cell.score, 6),
-                "ring": ring_of(cell.token),
-            }
-            for cell in prediction.cells
-        ],
-    }
+    def add(self, name: str, photo: Image.Image, prediction: Prediction) -> None:
+        """Put a photo on the map, of which a small copy is kept."""
+        assert isinstance(prediction, PlacePrediction)
+        small = photo.convert("RGB")
+        small.thumbnail((THUMBNAIL, THUMBNAIL))
+        told = {
+            "name": name,
+            "thumbnail": data_uri(small, "JPEG"),
+            "place": [round(prediction.longitude, 4), round(prediction.latitude, 4)],
+            "radius_km": round(prediction.radius_km, 1),
+            "finest": prediction.finest,
+            "cells": [
+                {
+                    "token": cell.token,
+                    "place": [round(cell.longitude, 4), round(cell.latitude, 4)],
+                    "score": round(cell.score, 6),
+                    "ring": ring_of(cell.token),
+                }
+                for cell in prediction.cells
+            ],
+        }
+        self._told.append(told)
+
+    def write(self) -> None:
+        """Write the page of at least one photo."""
+        finest: Finest = self._told[0]["finest"]
+        page = render(
+            "map.html",
+            model=self._model,
+            finest_words=f"a {finest}, {FINEST[finest][1]:g} km",
+            colours=[f"rgb({red} {green} {blue})" for red, green, blue in COLOURS],
+            colours_json=embedded(COLOURS),
+            script_array=_vendored("d3-array.min.js"),
+            script_geo=_vendored("d3-geo.min.js"),
+            script_topojson=_vendored("topojson-client.min.js"),
+            world=_vendored("countries-110m.json"),
+            answers=embedded(self._told),
+        )
+        self._path.write_text(page, encoding="utf-8")
 
 
 def ring_of(token: str) -> list[list[float]]:

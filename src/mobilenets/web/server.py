@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -65,15 +66,19 @@ def serve_pages(
             if body:
                 self.wfile.write(found.content)
 
+    class Server(ThreadingHTTPServer):
+        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+
     try:
-        server = ThreadingHTTPServer((host, port), Handler)
+        server = Server((host, port), Handler)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ValueError(
-            f"{host} port {port} can't be had ({reason}): --port 0 takes a free one"
+            f"{host} port {port} can't be had ({reason}): another --host, or --port 0 for a free one"
         ) from None
     with server:
-        started(f"http://{host}:{server.server_address[1]}/")
+        name = f"[{host}]" if ":" in host else host
+        started(f"http://{name}:{server.server_address[1]}/")
         try:
             server.serve_forever()
         except KeyboardInterrupt:

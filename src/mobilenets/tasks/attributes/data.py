@@ -133,7 +133,7 @@ def _from_rows(where: str, path: Path, header: tuple[str, ...], rows: Rows) -> A
         raise ValueError(f"{path}: it has no attributes, only {', '.join(header)}")
     targets_NL = _targets(path, labels, rows)
     folder = image_folder(path.parent, f"{_CELEBA_IMAGES}/{_CELEBA_IMAGES}", _CELEBA_IMAGES)
-    refuse_twice(path, rows, image)
+    refuse_twice(str(path), rows, image)
     members: dict[str, list[int]] = {}
     for index, (line, row) in enumerate(rows):
         name = ALL if part is None else split_named(row[part], f"{path} line {line}", part)

@@ -61,6 +61,9 @@ class Attributes(Task):
     monitor: str = "map"
     figure_title: str = "mean AP"
     answers: ClassVar[str] = "answers"
+    output_told: ClassVar[str] = (
+        "one value an attribute before a sigmoid, each a yes or no of its own"
+    )
     figures: tuple[str, ...] = FIGURES
 
     def __init__(

@@ -67,6 +67,7 @@ class Classification(Task):
     monitor: str = "top1"
     figure_title: str = "top-1"
     answers: ClassVar[str] = "first guesses"
+    exclusive: ClassVar[bool] = True
     figures: tuple[str, ...] = FIGURES
 
     def __init__(

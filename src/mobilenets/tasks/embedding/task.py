@@ -80,6 +80,7 @@ class Embedding(Task):
     default_model: ClassVar[str] = "0.5-112"
     class_layers: ClassVar[tuple[str, ...]] = ("classifier.", "margin.")
     answers: ClassVar[str] = "nearest images"
+    output_told: ClassVar[str] = "the embedding, of length 1; two are compared by their product"
     output: ClassVar[str] = "embedding"
     monitor: str = "auc"
     figure_title: str = "AUC"

@@ -5,6 +5,7 @@ Shapes: N photos.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +19,18 @@ from mobilenets.data.images import images_below
 from mobilenets.data.loaders import read_in_threads
 from mobilenets.data.sources import (
     ALL,
+    SPLIT_NAMES,
     UNKNOWN,
     FileImages,
     Images,
     Split,
     bytes_column,
+    class_folders,
     column_of,
     encoded_images,
     fingerprint_of,
     parquet_files,
     read_parquet,
-    split_folder_of_each,
 )
 from mobilenets.data.tables import (
     Rows,
@@ -61,6 +63,14 @@ class Photos(Split):
         """The photos at these positions."""
         rows = list(indices)
         return Photos(self.images.take(rows), self.targets[rows], self.authors_N[rows])
+
+    def fingerprint(self) -> str:
+        """A hash of images, places and authors, who decide what is held out."""
+        digest = hashlib.sha256(super().fingerprint().encode())
+        # Authors are known again by what they took, whatever their numbers.
+        _, first_A, author_N = np.unique(self.authors_N, return_index=True, return_inverse=True)
+        digest.update(np.where(self.authors_N == UNKNOWN, UNKNOWN, first_A[author_N]).tobytes())
+        return digest.hexdigest()[:16]
 
     @property
     def latitudes(self) -> NDArray[np.float64]:
@@ -135,18 +145,19 @@ def _from_csv(where: str, path: Path) -> PhotoSource:
         image = next((name for name in header if name not in columns.all), None)
     if image is None:
         raise ValueError(f"{path} has the columns {', '.join(header)}: which one names the images?")
-    refuse_twice(path, rows, image)
+    refuse_twice(str(path), rows, image)
 
     def place_of(row: int) -> str:
         return f"{path} line {rows[row][0]}"
 
     folder = image_folder(path.parent)
     photos = _photos(
-        FileImages(tuple(folder / row[image] for _, row in rows)),
+        FileImages(tuple(folder / row[image].strip() for _, row in rows)),
         str(path),
         columns,
         lambda name: [row[name].strip() for _, row in rows],
         place_of,
+        {},
     )
     splits = {ALL: photos}
     if columns.split is not None:
@@ -171,36 +182,53 @@ def _parts(where: str, unit: str, photos: Photos, rows: Rows, split: str) -> dic
 
 def _from_parquet(where: str, folder: Path, files: Sequence[Path]) -> PhotoSource:
     splits: dict[str, Photos] = {}
+    authors: dict[str, int] = {}
     for name, table in read_parquet(folder, files, where).items():
         if len(table):
-            splits |= _of_table(where, folder, name, table)
+            splits |= _of_table(where, folder, name, table, authors)
     if not splits:
         raise ValueError(f"{where}: it names no photos")
-    if ALL not in splits and "train" not in splits:
-        raise ValueError(f"{where} has {', '.join(splits)} but no train part")
+    _refuse_without_train(where, splits)
     return PhotoSource(where=where, splits=splits)
 
 
-def _of_table(where: str, folder: Path, name: str, table: Any) -> dict[str, Photos]:
-    """The photos of a split's Arrow table; where files tell no splits, a column may."""
+def _refuse_without_train(where: str, splits: Mapping[str, Any]) -> None:
+    if ALL not in splits and "train" not in splits:
+        raise ValueError(f"{where} has {', '.join(splits)} but no train part")
+
+
+def _of_table(
+    where: str, folder: Path, name: str, table: Any, authors: dict[str, int]
+) -> dict[str, Photos]:
+    """The photos of a split's Arrow table; where files tell no splits, a column may.
+
+    Args:
+        authors: numbers of those known so far; more are added.
+    """
     header = tuple(table.column_names)
     columns = _columns(header, where)
     origin = where if name == ALL else f"{where} {name}"
-    held, named = bytes_column(table.schema), image_column(header)
-    images: Images
-    if held is not None:
-        images = encoded_images(table[held], origin)
-    elif named is not None:
-        place = image_folder(folder)
-        images = FileImages(tuple(place / str(file) for file in table[named].to_pylist()))
-    else:
+    # A column of bytes may be something else, such as a geometry.
+    named = image_column(header) or bytes_column(table.schema)
+    if named is None:
         raise ValueError(f"{where} has the columns {', '.join(header)}: none is called image")
+    images: Images
+    if bytes_column(table.select([named]).schema) is not None:
+        images = encoded_images(table[named], origin)
+    else:
+        files = table[named].to_pylist()
+        named_rows = [
+            (row, {named: "" if file is None else str(file)}) for row, file in enumerate(files)
+        ]
+        refuse_twice(origin, named_rows, named, unit="row")
+        place = image_folder(folder)
+        images = FileImages(tuple(place / row[named] for _, row in named_rows))
 
     def values_of(column: str) -> Sequence[Any]:
         values: list[Any] = column_of(table, column, where, name).to_pylist()
         return values
 
-    photos = _photos(images, origin, columns, values_of, lambda row: f"{origin} row {row}")
+    photos = _photos(images, origin, columns, values_of, lambda row: f"{origin} row {row}", authors)
     if name != ALL or columns.split is None:
         return {name: photos}
     rows = [(row, {columns.split: str(told)}) for row, told in enumerate(values_of(columns.split))]
@@ -211,7 +239,9 @@ def _from_exif(folder: Path) -> PhotoSource:
     """Places that cameras wrote; photos that tell none are of no use here."""
     splits: dict[str, Photos] = {}
     problems: list[str] = []
-    for name, part in split_folder_of_each(folder).items():
+    parts = _folders_of_parts(folder)
+    _refuse_without_train(str(folder), parts)
+    for name, part in parts.items():
         paths = list(images_below(part))
         if not paths:
             raise ValueError(f"{part}: it holds no photos and no table of them")
@@ -237,6 +267,19 @@ def _from_exif(folder: Path) -> PhotoSource:
     if len(problems) > _TOLD:
         warnings.append(f"left out: {len(problems) - _TOLD:,} more photos that tell no place")
     return PhotoSource(where=str(folder), splits=splits, warnings=tuple(warnings))
+
+
+def _folders_of_parts(folder: Path) -> dict[str, Path]:
+    """The folders of each part where all inside are called as parts are; photos have no classes to tell them by."""
+    inside = class_folders(folder)
+    if not inside or any(path.name.lower() not in SPLIT_NAMES for path in inside):
+        return {ALL: folder}
+    parts: dict[str, Path] = {}
+    for path in inside:
+        first = parts.setdefault(SPLIT_NAMES[path.name.lower()], path)
+        if first != path:
+            raise ValueError(f"{folder} has both {first.name} and {path.name}: keep one of them")
+    return parts
 
 
 @dataclass(frozen=True)
@@ -267,12 +310,14 @@ def _photos(
     columns: _Columns,
     values_of: Callable[[str], Sequence[Any]],
     place_of: Callable[[int], str],
+    authors: dict[str, int],
 ) -> Photos:
     """Photos of a table, once all its numbers are known to be places.
 
     Args:
         values_of: gives a column.
         place_of: tells a row, for messages.
+        authors: numbers of those known so far; more are added.
     """
     latitude_N = _numbers(values_of(columns.latitude), columns.latitude, where, place_of)
     longitude_N = _numbers(values_of(columns.longitude), columns.longitude, where, place_of)
@@ -292,8 +337,9 @@ def _photos(
     authors_N = np.full(len(latitude_N), UNKNOWN)
     if columns.author is not None:
         told = ["" if value is None else str(value).strip() for value in values_of(columns.author)]
-        names, numbers_N = np.unique(told, return_inverse=True)
-        authors_N = np.where(names[numbers_N] == "", UNKNOWN, numbers_N)
+        authors_N = np.array(
+            [authors.setdefault(name, len(authors)) if name else UNKNOWN for name in told]
+        )
     return Photos(images, np.stack([latitude_N, longitude_N], axis=1), authors_N)
 
 

@@ -70,6 +70,22 @@ def shares_within(
     return {scale: float((distances_N <= scale).mean()) for scale in SCALES_KM}
 
 
+def coarse_place(latitude: float, longitude: float, km: float) -> tuple[float, float]:
+    """The nearest point of a grid whose lines are so far apart, and nothing finer.
+
+    >>> [round(degrees, 3) for degrees in coarse_place(64.1466, -21.9426, 750)]
+    [67.449, -17.588]
+    """
+    step = float(np.degrees(km / EARTH_RADIUS_KM))
+    rounded = max(-90.0, min(90.0, step * round(latitude / step)))
+    around = float(np.cos(np.radians(rounded)))
+    if around * 360 <= step:
+        return rounded, 0.0
+    across = step / around
+    east = across * round(longitude / across)
+    return rounded, (east + 180) % 360 - 180
+
+
 def unit_vectors(latitude_N: NDArray[Any], longitude_N: NDArray[Any]) -> NDArray[np.float64]:
     """Places as points (N, 3) on a sphere of radius 1.
 

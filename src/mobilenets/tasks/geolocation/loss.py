@@ -56,6 +56,9 @@ def neighbour_shares(vectors_K3: Tensor, cells_N: Tensor, km: float) -> Tensor:
     >>> neighbour_shares(equator, torch.tensor([0]), km=10_007.5).round(decimals=3)
     tensor([[0.7310, 0.2690]])
     """
-    chords_NK = torch.cdist(vectors_K3[cells_N], vectors_K3)
+    # By a product of matrices, near cells would be kilometres off.
+    chords_NK = torch.cdist(
+        vectors_K3[cells_N], vectors_K3, compute_mode="donot_use_mm_for_euclid_dist"
+    )
     distances_NK = 2 * EARTH_RADIUS_KM * torch.asin((chords_NK / 2).clamp(max=1))
     return torch.softmax(-distances_NK / km, dim=1)

@@ -43,15 +43,17 @@ class PlaceMetrics:
         from torchmetrics import CatMetric, MeanMetric
 
         self._locate, self._loss_of, self._cells = locate, loss, cells
-        self._distances, self._loss = CatMetric(), MeanMetric()
-        self._surprise = CatMetric()
+        # What is no number is told, and stops training.
+        self._distances = CatMetric(nan_strategy="disable")
+        self._loss = MeanMetric(nan_strategy="disable")
+        self._surprise = CatMetric(nan_strategy="disable")
         self._details: dict[str, Any] = {}
 
     def update(self, outputs: Tensor, batch: Batch) -> None:
         """Count one batch."""
         outputs = outputs.float()
         places_N2 = self._locate(outputs.cpu().numpy())
-        true_N2 = batch.targets_N[:, :2].double().cpu().numpy()
+        true_N2 = batch.targets_N[:, :2].cpu().double().numpy()
         distances_N = distance_km(true_N2[:, 0], true_N2[:, 1], places_N2[:, 0], places_N2[:, 1])
         self._distances.update(torch.from_numpy(distances_N))
         loss, count = self._loss_of(outputs, batch.targets_N)
@@ -81,8 +83,10 @@ class PlaceMetrics:
         intervals["median_km"] = _median_interval(distances_N)
         self._details = {"intervals": intervals}
         if self._cells is not None:
-            best = int(self._surprise.compute().view(-1, len(TEMPERATURES)).sum(0).argmin())
-            self._details["temperature"] = TEMPERATURES[best]
+            sums_T = self._surprise.compute().view(-1, len(TEMPERATURES)).sum(0)
+            # Where no photo is in a cell nothing is known of it.
+            if sums_T.any():
+                self._details["temperature"] = TEMPERATURES[int(sums_T.argmin())]
         mean = sum(shares.values()) / len(shares)
         return {
             "mean_within": mean,
@@ -93,7 +97,7 @@ class PlaceMetrics:
 
     def details(self) -> dict[str, Any]:
         """`intervals`: of each figure in which 95 % of such samples would have it: Wilson's of shares, by ranks of the median;
-        `temperature`: with which these photos' cells are the least surprising.
+        in training `temperature`, with which these photos' cells are the least surprising.
         """
         assert self._details, "compute comes first"
         return self._details

@@ -24,7 +24,7 @@ from mobilenets.data.transforms import Distortion
 from mobilenets.tasks.geolocation.cells import Cells, parents_of
 from mobilenets.tasks.geolocation.data import Photos, PhotoSource, divide_places, open_photos
 from mobilenets.tasks.geolocation.doctor import check
-from mobilenets.tasks.geolocation.earth import distance_km, unit_vectors
+from mobilenets.tasks.geolocation.earth import coarse_place, distance_km, unit_vectors
 from mobilenets.tasks.geolocation.loss import cells_loss
 from mobilenets.tasks.geolocation.metrics import FIGURES, PlaceMetrics
 from mobilenets.tasks.geolocation.prediction import FINEST, CellGuess, Finest, PlacePrediction
@@ -75,6 +75,10 @@ class Geolocation(Task):
     monitor: str = "mean_within"
     figure_title: str = "mean share within 1 to 2,500 km"
     answers: ClassVar[str] = "cells"
+    output_told: ClassVar[str] = (
+        "one value a cell, level after level as in `cells.json`. Divide by its temperature and take a softmax within each level; a finest "
+        "cell is as likely as the product of its share with those of the cells it is in, and its place is in `cells.json`"
+    )
     figures: tuple[str, ...] = FIGURES
 
     def __init__(
@@ -239,10 +243,11 @@ class Geolocation(Task):
             known = int((targets[:, 2:] != UNKNOWN).sum())
             return self._loss(outputs_NJ, targets), known
 
-        return PlaceMetrics(self.locate, loss, self.cells)
+        # A temperature is fitted in training, for what is kept of it.
+        return PlaceMetrics(self.locate, loss, None if self._source is None else self.cells)
 
     def settle(self, details: Mapping[str, Any]) -> None:
-        self._temperature = float(details["temperature"])
+        self._temperature = float(details.get("temperature", self._temperature))
 
     def locate(self, outputs: NDArray[np.float32]) -> NDArray[np.float64]:
         """The mean place of the likeliest of the finest cells: latitudes and longitudes (N, 2)."""
@@ -259,6 +264,9 @@ class Geolocation(Task):
             len(reference), largest, largest / scale, float((best_N == other_N).mean())
         )
 
+    def beside(self) -> dict[str, Any]:
+        return {"cells.json": self.to_dict()}
+
     def telling(self, finest: Finest) -> Self:
         """The same task with answers of another size: cells as large as a city, a region or a country."""
         task = copy.copy(self)
@@ -270,6 +278,11 @@ class Geolocation(Task):
         cells = self.cells.finest
         told, told_K = cells.merged(parents_of(cells.ids_K, level))
         tokens = told.tokens
+        # The mean of photos around one house is that house.
+        rounded_M2 = [
+            coarse_place(latitude, longitude, least_km)
+            for latitude, longitude in told.places_K2.tolist()
+        ]
         predictions: list[Prediction] = []
         for scores_K in self.cells.probabilities(outputs, self._temperature):
             scores_M = np.bincount(told_K, scores_K, len(told)).astype(np.float64)
@@ -279,9 +292,9 @@ class Geolocation(Task):
             guesses = tuple(
                 CellGuess(
                     tokens[place],
-                    float(told.places_K2[place, 0]),
-                    float(told.places_K2[place, 1]),
-                    float(scores_M[place]),
+                    latitude=rounded_M2[place][0],
+                    longitude=rounded_M2[place][1],
+                    score=float(scores_M[place]),
                 )
                 for place in likely or order_M[:1].tolist()
             )
