@@ -74,14 +74,12 @@ def coarse_place(latitude: float, longitude: float, km: float) -> tuple[float, f
     """The nearest point of a grid whose lines are so far apart, and nothing finer.
 
     >>> [round(degrees, 3) for degrees in coarse_place(64.1466, -21.9426, 750)]
-    [67.449, -17.588]
+    [67.449, -18.0]
     """
     step = float(np.degrees(km / EARTH_RADIUS_KM))
     rounded = max(-90.0, min(90.0, step * round(latitude / step)))
-    around = float(np.cos(np.radians(rounded)))
-    if around * 360 <= step:
-        return rounded, 0.0
-    across = step / around
+    # As many on each circle as go round it.
+    across = 360 / max(1, round(360 * float(np.cos(np.radians(rounded))) / step))
     east = across * round(longitude / across)
     return rounded, (east + 180) % 360 - 180
 
