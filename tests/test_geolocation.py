@@ -949,6 +949,7 @@ def test_what_predictions_of_places_can_not_do_is_one_sentence(
     ("more", "sentence"),
     [
         (["--set", "geolocation.max_images=[]"], "geolocation.max_images"),
+        (["--set", "geolocation.max_images=[50,-1]"], "geolocation.max_images"),
         (["--set", "geolocation.max_levl=4"], "nearest: geolocation.max_level"),
         (
             [

@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
@@ -169,7 +169,7 @@ class GeolocationChoice(_Choices):
     (Müller-Budack et al. 2018). None takes numbers that fit the photos.
     """
 
-    max_images: tuple[int, ...] | None = Field(
+    max_images: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
         default=None, min_length=1, description="a level of cells each"
     )
     min_images: int | None = Field(default=None, ge=1)
