@@ -66,7 +66,7 @@ def exported(shapes_run, tmp_path_factory):
     return find
 
 
-@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize("raw", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_file_finds_what_the_run_finds(shapes_run, exported, target, raw):
     run, bundle = Run.load(shapes_run), exported(target, raw)
     evidence = find_evidence(run)
@@ -267,6 +267,7 @@ def test_what_can_not_be_exported_says_so(shapes, tmp_path, capsys):
     assert cli(["quantise", str(tmp_path / "run"), "--output", str(tmp_path / "q")]) == 2
 
 
+@pytest.mark.slow
 def test_a_pyramid_goes_in_floats(shapes, tmp_path, capsys):
     command = ["train", str(shapes), "--task", "detection", "--epochs", "1", "--device", "cpu"]
     assert cli([*command, "--model", "ssdfpn64/0.25", "--output", str(tmp_path / "run")]) == 0
