@@ -41,9 +41,9 @@ def shared():
     return SHARED
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
-    """A real browser without a window or a network."""
+    """A real browser without a window, gone with its module: processes that other tests fork must not inherit its pipes."""
     path = shutil.which("chromium") or shutil.which("chromium-browser")
     if path is None:
         pytest.skip("needs Chromium: apt-get install chromium")
