@@ -73,6 +73,16 @@ class Parity(Near):
         )
 
 
+def differences(reference: NDArray[np.float32], other: NDArray[np.float32]) -> tuple[float, float]:
+    """The largest difference, and that over the largest reference value.
+
+    >>> differences(np.array([[1.0, 4.0]]), np.array([[1.0, 3.0]]))
+    (1.0, 0.25)
+    """
+    largest = float(np.abs(reference - other).max(initial=0))
+    return largest, largest / float(np.abs(reference).max(initial=1e-12))
+
+
 def compare(reference_NK: NDArray[np.float32], other_NK: NDArray[np.float32]) -> Parity:
     """Compare outputs (N, K) with those of the run; values that are no numbers never agree.
 
@@ -80,7 +90,5 @@ def compare(reference_NK: NDArray[np.float32], other_NK: NDArray[np.float32]) ->
     >>> compare(a, a).holds
     True
     """
-    largest = float(np.abs(reference_NK - other_NK).max(initial=0))
-    scale = float(np.abs(reference_NK).max(initial=1e-12))
     agreement = float((reference_NK.argmax(1) == other_NK.argmax(1)).mean())
-    return Parity(len(reference_NK), largest, largest / scale, agreement)
+    return Parity(len(reference_NK), *differences(reference_NK, other_NK), agreement)

@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mobilenets.architecture.detector import Selection, Spec
-from mobilenets.architecture.preprocessing import Preprocessing
+from mobilenets.architecture.preprocessing import Preprocessing, channel_order
+from mobilenets.architecture.spec import MobileNetSpec
 from mobilenets.data.doctor import Report
 from mobilenets.data.loaders import Batch, Loader, OnBadImage, evenly
 from mobilenets.data.parts import Part
@@ -149,6 +150,28 @@ def told_data(
         "on_bad_image": on_bad_image,
     }
     return TrainingData(train, val, record, [f"left out: {problem}" for problem in skipped])
+
+
+def classifier_spec(spec: Spec, purpose: str, example: str) -> MobileNetSpec:
+    """The specification, once it is known not to be a detector's.
+
+    Args:
+        purpose, example: of the model that is wanted, for the message.
+
+    Raises:
+        ValueError: it is.
+    """
+    if not isinstance(spec, MobileNetSpec):
+        raise ValueError(f"{spec} detects: a model {purpose} is named as {example} is")
+    return spec
+
+
+def plain_preprocessing(spec: Spec) -> Preprocessing:
+    """How an image becomes the input of a network without weights: values from -1 to 1, the margin cut off."""
+    half = (0.5,) * spec.input_channels
+    return Preprocessing(
+        spec.height, spec.across, channel_order(spec.input_channels), mean=half, std=half
+    )
 
 
 # Augmentation of images with boxes alone, and of images with one class.

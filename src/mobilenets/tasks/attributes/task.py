@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mobilenets.architecture.detector import Spec
 from mobilenets.architecture.network import PAPER_DROPOUT, MobileNet
-from mobilenets.architecture.preprocessing import Preprocessing, channel_order
+from mobilenets.architecture.preprocessing import Preprocessing
 from mobilenets.architecture.spec import MobileNetSpec
 from mobilenets.data.doctor import Report
 from mobilenets.data.loaders import Batch, Loader, OnBadImage, make_loader
@@ -25,7 +25,7 @@ from mobilenets.tasks.attributes.loss import attribute_divergence, attribute_los
 from mobilenets.tasks.attributes.metrics import FIGURES, HALF, AttributeMetrics
 from mobilenets.tasks.attributes.prediction import Answer, AttributePrediction
 from mobilenets.tasks.attributes.recipes import ATTRIBUTES, RECIPES
-from mobilenets.training.agreement import Near
+from mobilenets.training.agreement import Near, differences
 from mobilenets.training.imitation import squared
 from mobilenets.training.recipe import DistillationChoice, Recipe
 from mobilenets.training.task import (
@@ -35,7 +35,9 @@ from mobilenets.training.task import (
     Task,
     TrainingData,
     choose_part,
+    classifier_spec,
     make_loaders,
+    plain_preprocessing,
     refuse_choices,
     told_data,
 )
@@ -98,15 +100,7 @@ class Attributes(Task):
         spec = _classifier(spec)
         if recipe is not None:
             refuse_choices(recipe, "attributes", augmentation=OF_BOXES + OF_CLASSES)
-        half = (0.5,) * spec.input_channels
-        given = preprocessing or Preprocessing(
-            spec.height,
-            spec.across,
-            channel_order(spec.input_channels),
-            crop_fraction=1.0,
-            mean=half,
-            std=half,
-        )
+        given = preprocessing or replace(plain_preprocessing(spec), crop_fraction=1.0)
         source = open_attributes(where)
         return cls(source.labels, given, source)
 
@@ -206,10 +200,8 @@ class Attributes(Task):
 
     def compare(self, reference: NDArray[np.float32], other: NDArray[np.float32]) -> SameAnswers:
         logits = np.log(self._thresholds) - np.log1p(-np.array(self._thresholds))
-        largest = float(np.abs(reference - other).max(initial=0))
-        scale = float(np.abs(reference).max(initial=1e-12))
         same = float(((reference >= logits) == (other >= logits)).mean())
-        return SameAnswers(len(reference), largest, largest / scale, same)
+        return SameAnswers(len(reference), *differences(reference, other), same)
 
     def decode(self, outputs: NDArray[np.float32]) -> list[Prediction]:
         scores_NL = 1 / (1 + np.exp(-outputs.astype(np.float64)))
@@ -246,9 +238,7 @@ class SameAnswers(Near):
 
 
 def _classifier(spec: Spec) -> MobileNetSpec:
-    if not isinstance(spec, MobileNetSpec):
-        raise ValueError(f"{spec} detects: a model for attributes is named as 0.5-128 is")
-    return spec
+    return classifier_spec(spec, "for attributes", "0.5-128")
 
 
 def _divided(source: AttributeSource, division: Mapping[str, Any]) -> tuple[Split, Split]:

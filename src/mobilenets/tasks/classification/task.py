@@ -40,7 +40,14 @@ from mobilenets.tasks.classification.recipes import CIFAR, DIGITS, FINETUNE, MOD
 from mobilenets.training.agreement import Parity, compare
 from mobilenets.training.imitation import soft, squared
 from mobilenets.training.recipe import DistillationChoice, Recipe
-from mobilenets.training.task import OF_BOXES, Prediction, Task, TrainingData, make_loaders
+from mobilenets.training.task import (
+    OF_BOXES,
+    Prediction,
+    Task,
+    TrainingData,
+    classifier_spec,
+    make_loaders,
+)
 
 TOP = 5
 EVALUATION_BATCH = 64
@@ -322,9 +329,7 @@ class Classification(Task):
 
 
 def _classifier(spec: Spec) -> MobileNetSpec:
-    if not isinstance(spec, MobileNetSpec):
-        raise ValueError(f"{spec} detects: a model that classifies is named as 0.5-160 is")
-    return spec
+    return classifier_spec(spec, "that classifies", "0.5-160")
 
 
 def class_weights(targets_N: NDArray[np.int64], outputs: int) -> Tensor:

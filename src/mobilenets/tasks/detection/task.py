@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mobilenets.architecture.detector import DetectorSpec, Selection, Spec, spec_from_dict
-from mobilenets.architecture.preprocessing import Preprocessing, channel_order
+from mobilenets.architecture.preprocessing import Preprocessing
 from mobilenets.data.box_loader import BoxDistortion, make_box_loader
 from mobilenets.data.boxes import BoxSource, BoxSplit, open_boxes, usable, with_unknown
 from mobilenets.data.doctor import Report
@@ -50,6 +50,7 @@ from mobilenets.training.task import (
     TrainingData,
     choose_part,
     make_loaders,
+    plain_preprocessing,
     told_data,
 )
 
@@ -133,10 +134,7 @@ class Detection(Task):
         spec = _detector(spec)
         if recipe is not None:
             _check_recipe(recipe, spec)
-        half = (0.5,) * spec.input_channels
-        given = preprocessing or Preprocessing(
-            spec.height, spec.across, channel_order(spec.input_channels), mean=half, std=half
-        )
+        given = preprocessing or plain_preprocessing(spec)
         # Nothing is cut off: what is at the edge is searched for too.
         whole = replace(given, resize="squash", crop_fraction=1.0)
         source = open_boxes(where)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mobilenets.architecture.detector import Spec
 from mobilenets.architecture.network import PAPER_DROPOUT, MobileNet
-from mobilenets.architecture.preprocessing import Preprocessing, channel_order
+from mobilenets.architecture.preprocessing import Preprocessing
 from mobilenets.architecture.spec import MobileNetSpec
 from mobilenets.architecture.steps import Steps
 from mobilenets.data.doctor import Report
@@ -41,7 +41,7 @@ from mobilenets.tasks.embedding.loss import (
 from mobilenets.tasks.embedding.metrics import FIGURES, TAUGHT_FIGURES, EmbeddingMetrics
 from mobilenets.tasks.embedding.prediction import EmbeddingPrediction
 from mobilenets.tasks.embedding.recipes import RECIPES, TRIPLET
-from mobilenets.training.agreement import Near
+from mobilenets.training.agreement import Near, differences
 from mobilenets.training.recipe import DistillationChoice, EmbeddingChoice, Recipe
 from mobilenets.training.task import (
     OF_BOXES,
@@ -51,7 +51,9 @@ from mobilenets.training.task import (
     Task,
     TrainingData,
     choose_part,
+    classifier_spec,
     make_loaders,
+    plain_preprocessing,
     refuse_choices,
     told_data,
 )
@@ -126,10 +128,7 @@ class Embedding(Task):
         recipe = recipe or TRIPLET
         choice = _choice(recipe)
         refuse_choices(recipe, "embeddings", augmentation=OF_BOXES + OF_CLASSES)
-        half = (0.5,) * spec.input_channels
-        given = preprocessing or Preprocessing(
-            spec.height, spec.across, channel_order(spec.input_channels), mean=half, std=half
-        )
+        given = preprocessing or plain_preprocessing(spec)
         # What is compared fills its picture: classifiers' weights would cut the edges off.
         given = replace(given, resize="squash", crop_fraction=1.0)
         source = open_identities(where)
@@ -293,12 +292,10 @@ class Embedding(Task):
         return EmbeddingMetrics(taught=self.asks_teacher)
 
     def compare(self, reference: NDArray[np.float32], other: NDArray[np.float32]) -> SameNeighbours:
-        difference = float(np.abs(reference - other).max(initial=0))
-        scale = float(np.abs(reference).max(initial=1e-12))
         one_ND, two_ND = unit(reference), unit(other)
         cosine = float((one_ND * two_ND).sum(1).min(initial=1))
         same = _same_neighbours(one_ND, two_ND)
-        return SameNeighbours(len(reference), difference, difference / scale, cosine, same)
+        return SameNeighbours(len(reference), *differences(reference, other), cosine, same)
 
     def in_file(self, model: nn.Module, form: Form) -> nn.Module:
         del form
@@ -385,9 +382,7 @@ def _same_neighbours(one_ND: NDArray[np.float32], two_ND: NDArray[np.float32]) -
 
 
 def _body(spec: Spec) -> MobileNetSpec:
-    if not isinstance(spec, MobileNetSpec):
-        raise ValueError(f"{spec} detects: a model for embeddings is named as 0.5-112 is")
-    return spec
+    return classifier_spec(spec, "for embeddings", "0.5-112")
 
 
 def _choice(recipe: Recipe) -> EmbeddingChoice:

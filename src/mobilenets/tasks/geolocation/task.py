@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from mobilenets.architecture.detector import Spec
 from mobilenets.architecture.network import PAPER_DROPOUT, MobileNet
-from mobilenets.architecture.preprocessing import Preprocessing, channel_order
+from mobilenets.architecture.preprocessing import Preprocessing
 from mobilenets.architecture.spec import MobileNetSpec
 from mobilenets.data.doctor import Report
 from mobilenets.data.loaders import Batch, Loader, OnBadImage, make_loader
 from mobilenets.data.sources import UNKNOWN, FileImages, Split, divide, join
 from mobilenets.data.transforms import Distortion
-from mobilenets.tasks.geolocation.cells import Cells, parents_of
+from mobilenets.tasks.geolocation.cells import Cells, Partition, parents_of
 from mobilenets.tasks.geolocation.data import Photos, PhotoSource, divide_places, open_photos
 from mobilenets.tasks.geolocation.doctor import check
 from mobilenets.tasks.geolocation.earth import coarse_place, distance_km, unit_vectors
@@ -29,7 +29,7 @@ from mobilenets.tasks.geolocation.loss import cells_loss
 from mobilenets.tasks.geolocation.metrics import FIGURES, PlaceMetrics
 from mobilenets.tasks.geolocation.prediction import FINEST, CellGuess, Finest, PlacePrediction
 from mobilenets.tasks.geolocation.recipes import GEOLOCATION, RECIPES
-from mobilenets.training.agreement import Near
+from mobilenets.training.agreement import Near, differences
 from mobilenets.training.imitation import soft, squared
 from mobilenets.training.recipe import DistillationChoice, GeolocationChoice, Recipe
 from mobilenets.training.task import (
@@ -39,7 +39,9 @@ from mobilenets.training.task import (
     Task,
     TrainingData,
     choose_part,
+    classifier_spec,
     make_loaders,
+    plain_preprocessing,
     refuse_choices,
     told_data,
 )
@@ -96,6 +98,7 @@ class Geolocation(Task):
         self.cells = cells
         self._source, self._photos, self._warnings = source, parts, tuple(warnings)
         self._temperature, self._finest = temperature, finest
+        self._told: Told | None = None
         # The cells' places as the loss needs them, where it is computed.
         self._vectors: tuple[Tensor, ...] = ()
 
@@ -119,10 +122,7 @@ class Geolocation(Task):
         spec = _classifier(spec)
         recipe = recipe or GEOLOCATION
         refuse_choices(recipe, "places", augmentation=OF_BOXES + OF_CLASSES)
-        half = (0.5,) * spec.input_channels
-        given = preprocessing or Preprocessing(
-            spec.height, spec.across, channel_order(spec.input_channels), mean=half, std=half
-        )
+        given = preprocessing or plain_preprocessing(spec)
         source = open_photos(where)
         train, val, warnings = _divided(source, _division(source, recipe))
         if recipe.fraction < 1:
@@ -255,13 +255,11 @@ class Geolocation(Task):
         return np.asarray(self.cells.finest.places_K2[best_N])
 
     def compare(self, reference: NDArray[np.float32], other: NDArray[np.float32]) -> SameCells:
-        largest = float(np.abs(reference - other).max(initial=0))
-        scale = float(np.abs(reference).max(initial=1e-12))
         best_N, other_N = (
             self.cells.probabilities(outputs).argmax(axis=1) for outputs in (reference, other)
         )
         return SameCells(
-            len(reference), largest, largest / scale, float((best_N == other_N).mean())
+            len(reference), *differences(reference, other), float((best_N == other_N).mean())
         )
 
     def beside(self) -> dict[str, Any]:
@@ -270,19 +268,15 @@ class Geolocation(Task):
     def telling(self, finest: Finest) -> Self:
         """The same task with answers of another size: cells as large as a city, a region or a country."""
         task = copy.copy(self)
-        task._finest = finest
+        task._finest, task._told = finest, None
         return task
 
     def decode(self, outputs: NDArray[np.float32]) -> list[Prediction]:
-        level, least_km = FINEST[self._finest]
-        cells = self.cells.finest
-        told, told_K = cells.merged(parents_of(cells.ids_K, level))
+        _, least_km = FINEST[self._finest]
+        if self._told is None:
+            self._told = _told_cells(self.cells.finest, self._finest)
+        told, told_K, rounded_M2 = self._told
         tokens = told.tokens
-        # The mean of photos around one house is that house.
-        rounded_M2 = [
-            coarse_place(latitude, longitude, least_km)
-            for latitude, longitude in told.places_K2.tolist()
-        ]
         predictions: list[Prediction] = []
         for scores_K in self.cells.probabilities(outputs, self._temperature):
             scores_M = np.bincount(told_K, scores_K, len(told)).astype(np.float64)
@@ -316,6 +310,21 @@ class Geolocation(Task):
         """Latitude, longitude and the cell of each level as targets, float32 (N, 2 + L): a metre's precision."""
         cells_NL = self.cells.index_of(photos.latitudes, photos.longitudes)
         return Split(photos.images, np.hstack([photos.targets, cells_NL]).astype(np.float32))
+
+
+# Cells of the size that is told, which of them each finest one is in, and their coarse places.
+Told = tuple[Partition, NDArray[np.int64], list[tuple[float, float]]]
+
+
+def _told_cells(cells: Partition, finest: Finest) -> Told:
+    level, least_km = FINEST[finest]
+    told, told_K = cells.merged(parents_of(cells.ids_K, level))
+    # The mean of photos around one house is that house.
+    rounded_M2 = [
+        coarse_place(latitude, longitude, least_km)
+        for latitude, longitude in told.places_K2.tolist()
+    ]
+    return told, told_K, rounded_M2
 
 
 @dataclass(frozen=True)
@@ -371,9 +380,7 @@ def radius_km(
 
 
 def _classifier(spec: Spec) -> MobileNetSpec:
-    if not isinstance(spec, MobileNetSpec):
-        raise ValueError(f"{spec} detects: a model for geolocation is named as 0.5-160 is")
-    return spec
+    return classifier_spec(spec, "for geolocation", "0.5-160")
 
 
 def _division(source: PhotoSource, recipe: Recipe) -> dict[str, Any]:
