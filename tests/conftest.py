@@ -50,8 +50,9 @@ def chromium():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        # As root in a container there is no sandbox to be had.
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        # As root in a container there is no sandbox to be had, and a camera is a picture that moves.
+        arguments = ["--no-sandbox", "--use-fake-device-for-media-stream"]
+        browser = playwright.chromium.launch(executable_path=path, args=arguments)
         yield browser
         browser.close()
 

@@ -1060,7 +1060,7 @@ def test_the_map_is_hot_where_the_photo_was_taken(map_page, chromium, scheme):
     assert 0.82 < x < 0.95
     assert 0.62 < y < 0.8
     box = canvas.bounding_box()
-    exact = page.evaluate("projection([151.21, -33.87])")
+    exact = page.evaluate("map.project([151.21, -33.87])")
     assert x * box["width"] == pytest.approx(exact[0], abs=40)
     assert y * box["height"] == pytest.approx(exact[1], abs=40)
     page.mouse.move(box["x"] + exact[0], box["y"] + exact[1])
@@ -1077,10 +1077,10 @@ def test_the_map_is_hot_where_the_photo_was_taken(map_page, chromium, scheme):
     x, y = hot_place(canvas)
     assert (x, y) == pytest.approx((0.5, 0.5), abs=0.08)
     canvas.focus()
-    before = page.evaluate("[zoom, ...centre]")
+    before = page.evaluate("map.view()")
     for key in ("+", "ArrowLeft", "ArrowDown"):
         page.keyboard.press(key)
-    after = page.evaluate("[zoom, ...centre]")
+    after = page.evaluate("map.view()")
     assert after[0] > before[0]
     assert after[1] < before[1]
     assert after[2] < before[2]

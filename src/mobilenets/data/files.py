@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,3 +56,38 @@ def sha256(path: Path) -> str:
     """A file's SHA-256 in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def folder_aside(folder: Path) -> Iterator[Path]:
+    """A folder beside the one to be written, gone when the block ends."""
+    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        dir=folder.absolute().parent, prefix=".unfinished-", ignore_cleanup_errors=True
+    ) as aside:
+        whole = Path(aside) / "whole"
+        whole.mkdir()
+        yield whole
+
+
+def publish(aside: Path, folder: Path) -> None:
+    """Put a whole folder in its place; what was there goes last, and comes back if that fails."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        # It may be where someone stands, or a disk of its own.
+        try:
+            for path in aside.iterdir():
+                shutil.move(path, folder / path.name)
+        except BaseException:
+            for path in folder.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            raise
+        return
+    before = aside.parent / "before"
+    if folder.exists():
+        folder.rename(before)
+    try:
+        aside.rename(folder)
+    except BaseException:
+        if before.exists() and not folder.exists():
+            before.rename(folder)
+        raise

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -21,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mobilenets.architecture.detector import Selection
-from mobilenets.data.files import read_json, sha256
+from mobilenets.data.files import folder_aside, publish, read_json, sha256
 from mobilenets.data.progress import progress
 from mobilenets.deploy.departure import find_departure
 from mobilenets.deploy.equalise import equalise, room_for_biases
@@ -83,6 +81,26 @@ def folder_of(run: Run, target: Target, precision: str) -> Path:
     return run.folder / (target.name if precision == FLOAT else f"{target.name}-{precision}")
 
 
+def proven_file(run: Run, target: Target, precision: str) -> tuple[Path, Form] | None:
+    """A file whose manifest says that it is equal, or loses no more than it may, of just these weights and bytes; and what it gives."""
+    folder = folder_of(run, target, precision)
+    file = folder / target.file
+    try:
+        manifest = read_json(folder / MANIFEST)
+        good = (
+            manifest["parity"]["holds"] is True
+            if precision == FLOAT
+            else manifest["lost"] <= manifest["max_loss"]
+        )
+        same = manifest["weights_sha256"] == run.weights_sha256 and manifest["sha256"] == checksums(
+            file
+        )
+        form: Form = manifest.get("form", "network")
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return (file, form) if good and same and file.exists() else None
+
+
 def export(
     run: Run,
     target: Target,
@@ -111,7 +129,7 @@ def export(
     folder = folder.resolve()
     check_replaceable(folder, overwrite=overwrite)
     weights = run.weights_sha256
-    with _aside(folder) as aside:
+    with folder_aside(folder) as aside:
         path = aside / target.file
         model = Exportable.of_run(run)
         if target.selects and not raw:
@@ -145,7 +163,7 @@ def export(
         _write_beside(model, aside, judge, manifest, parity, target)
         if run.weights_sha256 != weights:
             raise ValueError(f"{run.folder} got other weights meanwhile: export it once more")
-        _publish(aside, folder)
+        publish(aside, folder)
     return Bundle(folder=folder, manifest=manifest, parity=parity)
 
 
@@ -393,38 +411,3 @@ def _remove(path: Path) -> None:
         file.unlink()
     if path.is_dir():
         shutil.rmtree(path)
-
-
-@contextlib.contextmanager
-def _aside(folder: Path) -> Iterator[Path]:
-    """A folder beside the one to be written, gone when the block ends."""
-    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        dir=folder.absolute().parent, prefix=".export-", ignore_cleanup_errors=True
-    ) as aside:
-        bundle = Path(aside) / "bundle"
-        bundle.mkdir()
-        yield bundle
-
-
-def _publish(aside: Path, folder: Path) -> None:
-    """Put a whole bundle in its place; what was there goes last, and comes back if that fails."""
-    if folder.is_dir() and not any(folder.iterdir()):
-        # It may be where someone stands, or a disk of its own.
-        try:
-            for path in aside.iterdir():
-                shutil.move(path, folder / path.name)
-        except BaseException:
-            for path in folder.iterdir():
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            raise
-        return
-    before = aside.parent / "before"
-    if folder.exists():
-        folder.rename(before)
-    try:
-        aside.rename(folder)
-    except BaseException:
-        if before.exists() and not folder.exists():
-            before.rename(folder)
-        raise

@@ -16,12 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mobilenets.data.files import read_json
 from mobilenets.data.images import BadImageError
 from mobilenets.data.parts import Part
 from mobilenets.data.video import Frame, Pictures
-from mobilenets.deploy.bundle import MANIFEST, checksums, folder_of
-from mobilenets.deploy.target import FLOAT, TARGETS, Target
+from mobilenets.deploy.bundle import proven_file
+from mobilenets.deploy.target import FLOAT, TARGETS
 from mobilenets.runtimes.model import Model, find_runtime
 from mobilenets.runtimes.timing import time_once
 from mobilenets.training.run import Run
@@ -67,7 +66,9 @@ def find_engine(run: Run, wanted: str = "auto", *, batch: int = 1) -> Engine:
     engines: list[Engine] = []
     if wanted != TORCH:
         asked = targets.values() if wanted == "auto" else [targets[wanted]]
-        files = {target.runtime: found for target in asked if (found := _proven(run, target))}
+        files = {
+            target.runtime: found for target in asked if (found := proven_file(run, target, FLOAT))
+        }
         for name, (file, form) in files.items():
             try:
                 engines.append(_engine(name, find_runtime(name).open(file), form))
@@ -184,20 +185,3 @@ def _readers(count: int | None) -> Iterator[ThreadPoolExecutor]:
     finally:
         # Threads that others start later take the number that was set last.
         torch.set_num_threads(before)
-
-
-def _proven(run: Run, target: Target) -> tuple[Path, Form] | None:
-    """A float file whose manifest says that it is equal, of just these weights and bytes, and what it gives."""
-    folder = folder_of(run, target, FLOAT)
-    file = folder / target.file
-    try:
-        manifest = read_json(folder / MANIFEST)
-        proven = (
-            manifest["parity"]["holds"] is True
-            and manifest.get("weights_sha256") == run.weights_sha256
-            and manifest.get("sha256") == checksums(file)
-        )
-        form: Form = manifest.get("form", "network")
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return (file, form) if proven and file.exists() else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from PIL import Image
 from mobilenets.tasks.geolocation.cells import find_s2, id_of
 from mobilenets.tasks.geolocation.prediction import FINEST, Finest, PlacePrediction
 from mobilenets.training.task import Prediction
-from mobilenets.web.pages import data_uri, embedded, render
+from mobilenets.web.pages import data_uri, embedded, page_file, render
 
 THUMBNAIL = 160
 # From a thousandth to one, light to dark in either scheme.
@@ -72,10 +71,11 @@ class WorldMap:
             finest_words=f"a {finest}, {FINEST[finest][1]:g} km",
             colours=[f"rgb({red} {green} {blue})" for red, green, blue in COLOURS],
             colours_json=embedded(COLOURS),
-            script_array=_vendored("d3-array.min.js"),
-            script_geo=_vendored("d3-geo.min.js"),
-            script_topojson=_vendored("topojson-client.min.js"),
-            world=_vendored("countries-110m.json"),
+            script_array=_script("vendor/d3-array.min.js"),
+            script_geo=_script("vendor/d3-geo.min.js"),
+            script_topojson=_script("vendor/topojson-client.min.js"),
+            script_world=_script("static/world.js"),
+            world=_script("vendor/countries-110m.json"),
             answers=embedded(self._told),
         )
         self._path.write_text(page, encoding="utf-8")
@@ -96,6 +96,6 @@ def ring_of(token: str) -> list[list[float]]:
     return [[round(at.lng().degrees(), 4), round(at.lat().degrees(), 4)] for at in corners]
 
 
-def _vendored(name: str) -> Markup:
-    """A file that the pages carry, as it is; none holds the end of a script."""
-    return Markup((files("mobilenets.web") / "vendor" / name).read_text(encoding="utf-8"))  # noqa: S704
+def _script(path: str) -> Markup:
+    """A file of this package that the page carries, as it is; none holds the end of a script."""
+    return Markup(page_file(path).decode())  # noqa: S704

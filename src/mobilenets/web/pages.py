@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from importlib.resources import files
 from typing import Any, Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -31,6 +32,11 @@ def embedded(value: Any) -> Markup:
     {"name": "\u003c/script>"}
     """
     return Markup(json.dumps(value, ensure_ascii=False).replace("<", "\\u003c"))  # noqa: S704
+
+
+def page_file(path: str) -> bytes:
+    """A file of this folder that pages carry, such as `vendor/d3-geo.min.js`."""
+    return (files("mobilenets.web") / path).read_bytes()
 
 
 def data_uri(picture: Image.Image, kind: Literal["PNG", "JPEG"]) -> str:

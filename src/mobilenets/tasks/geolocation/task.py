@@ -271,11 +271,20 @@ class Geolocation(Task):
         task._finest, task._told = finest, None
         return task
 
-    def decode(self, outputs: NDArray[np.float32]) -> list[Prediction]:
-        _, least_km = FINEST[self._finest]
+    @property
+    def finest(self) -> Finest:
+        """How small a cell `decode` tells at most."""
+        return self._finest
+
+    def told_cells(self) -> Told:
+        """Cells of the size that `decode` tells, found once."""
         if self._told is None:
             self._told = _told_cells(self.cells.finest, self._finest)
-        told, told_K, rounded_M2 = self._told
+        return self._told
+
+    def decode(self, outputs: NDArray[np.float32]) -> list[Prediction]:
+        _, least_km = FINEST[self._finest]
+        told, told_K, rounded_M2 = self.told_cells()
         tokens = told.tokens
         predictions: list[Prediction] = []
         for scores_K in self.cells.probabilities(outputs, self._temperature):

@@ -1,0 +1,259 @@
+"""A page to try a run with: its exported model in a browser, on pictures and what a camera sees, which never leave the device."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+from mobilenets.data.files import folder_aside, publish, read_json
+from mobilenets.deploy.bundle import proven_file
+from mobilenets.deploy.target import FLOAT, INT8, TARGETS
+from mobilenets.tasks.attributes.task import Attributes
+from mobilenets.tasks.detection.task import TOLD
+from mobilenets.tasks.geolocation.prediction import FINEST
+from mobilenets.tasks.geolocation.task import Geolocation
+from mobilenets.training.run import Run
+from mobilenets.training.task import Task
+from mobilenets.web.map import ring_of
+from mobilenets.web.pages import embedded, page_file, render
+from mobilenets.web.server import Page
+
+# The version in the name lets browsers keep the files for good.
+RUNTIME = "onnxruntime-1.30.0"
+CPU_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+GPU_FILES = ("ort.jspi.min.mjs", "ort-wasm-simd-threaded.jspi.mjs", "ort-wasm-simd-threaded.jspi.wasm")  # fmt: skip
+MAP_FILES = ("d3-array.min.js", "d3-geo.min.js", "topojson-client.min.js")
+SCRIPTS = ("start.js", "app.js", "answers.js", "picture.js", "worker.js", "style.css")
+INDEX, MODEL, WORKER = "index.html", "model.json", "service-worker.js"
+POLICY = (
+    "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self' blob:; "
+    "media-src 'self' blob:; connect-src 'self'; worker-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'"
+)
+KINDS = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".mjs": "text/javascript; charset=utf-8",
+    ".json": "application/json",
+    ".webmanifest": "application/manifest+json",
+    ".wasm": "application/wasm",
+    ".png": "image/png",
+    ".txt": "text/plain; charset=utf-8",
+    ".onnx": "application/octet-stream",
+}
+# Table heads of the answers.
+HEADS = {
+    "classification": ("class", "probability"),
+    "attributes": ("attribute", "probability", "answer"),
+    "detection": ("thing", "score", "left top right bottom"),
+    "embedding": ("", "value"),
+    "geolocation": ("cell", "place", "probability"),
+}
+ICON_SIDES = (192, 512)
+
+
+def try_pages(run: Run, *, int8: bool = False) -> dict[str, Page]:
+    """The files of the page by their names; `index.html` is the page.
+
+    Args:
+        int8: takes the export in 8-bit integers, a quarter as large.
+
+    Raises:
+        ValueError: there is no export to ONNX of these weights that was proven, or it gives raw boxes.
+        ImportError: a run of geolocation needs S2, and how to install it.
+    """
+    precision = INT8 if int8 else FLOAT
+    found = proven_file(run, TARGETS["onnx"], precision)
+    again = f"mobilenets export {run.folder} --to onnx{' --int8' if int8 else ''} --overwrite"
+    if found is None:
+        raise ValueError(f"{run.folder} has no export of its weights that was proven: {again}")
+    file, form = found
+    if form == "boxes":
+        raise ValueError(f"{file} gives all boxes, and a page shows the best: {again}")
+    network = file.read_bytes()
+    name = str(run.spec)
+    on_map = run.task.name == "geolocation"
+    maps = [*MAP_FILES, "world.js"] if on_map else []
+    files = {script: page_file(f"static/{script}") for script in SCRIPTS}
+    files |= {script: page_file(f"vendor/{script}") for script in maps[:-1]}
+    if on_map:
+        files["world.js"] = page_file("static/world.js")
+    files[INDEX] = render(
+        "try.html",
+        name=name,
+        task=run.task.name,
+        what=_what(run),
+        policy=POLICY,
+        runtime=RUNTIME,
+        heads=HEADS[run.task.name],
+        slots=("First picture", "Second picture") if run.task.name == "embedding" else ("Picture",),
+        scripts=maps,
+    ).encode()
+    model = {
+        "name": name if precision == FLOAT else f"{name}, {precision}",
+        "task": run.task.name,
+        "labels": list(run.labels),
+        "preprocessing": run.preprocessing.to_dict(),
+        "file": file.name,
+        "bytes": len(network),
+        "sha256": hashlib.sha256(network).hexdigest(),
+        "most_pixels": Image.MAX_IMAGE_PIXELS,
+        **reading(run.task),
+    }
+    files[MODEL] = json.dumps(model, ensure_ascii=False).encode()
+    files["manifest.webmanifest"] = _manifest(name)
+    files |= {f"icon-{side}.png": _icon(side) for side in ICON_SIDES}
+    files["licences.txt"] = page_file("vendor/LICENSES.txt")
+    named = [*sorted(files), f"{file.name}?{model['sha256'][:12]}"]
+    files[file.name] = network
+    files |= {f"{RUNTIME}/{part}": page_file(f"vendor/{part}") for part in CPU_FILES + GPU_FILES}
+    # What is kept for when there is no network; the GPU's runtime once it was used.
+    kept = ["./" if part == INDEX else part for part in named]
+    kept += [f"{RUNTIME}/{part}" for part in CPU_FILES]
+    version = hashlib.sha256(b"".join(files[part] for part in sorted(files))).hexdigest()[:12]
+    files[WORKER] = render(
+        WORKER,
+        version=embedded(version),
+        files=embedded(kept),
+        on_use=embedded([f"{RUNTIME}/{part}" for part in GPU_FILES]),
+    ).encode()
+    return {
+        path: Page(KINDS[PurePosixPath(path).suffix], content) for path, content in files.items()
+    }
+
+
+def served(pages: Mapping[str, Page]) -> dict[str, Page]:
+    """The same by the paths that a server has them at.
+
+    >>> list(served({"index.html": Page("text/html", b"")}))
+    ['/index.html', '/']
+    """
+    return {f"/{path}": page for path, page in pages.items()} | {"/": pages[INDEX]}
+
+
+def write_pages(pages: Mapping[str, Page], folder: Path, *, overwrite: bool = False) -> None:
+    """Write the page's folder, whole or not at all.
+
+    Raises:
+        ValueError: the folder holds something else, or a page that may not be replaced.
+    """
+    folder = folder.resolve()
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file: give another folder with --output")
+    if folder.is_dir() and any(folder.iterdir()):
+        if not (folder / WORKER).is_file() or not _is_model(folder / MODEL):
+            raise ValueError(f"{folder} is not empty and holds no page of this kind: give another folder")  # fmt: skip
+        if not overwrite:
+            raise ValueError(
+                f"{folder} already holds a page: give another --output, or --overwrite"
+            )
+    with folder_aside(folder) as aside:
+        for path, page in pages.items():
+            (aside / path).parent.mkdir(exist_ok=True)
+            (aside / path).write_bytes(page.content)
+        publish(aside, folder)
+
+
+def _is_model(path: Path) -> bool:
+    try:
+        return "most_pixels" in read_json(path)
+    except ValueError:
+        return False
+
+
+def _what(run: Run) -> str:
+    """What the model does, as a sentence's beginning."""
+    many = f"{len(run.labels):,}"
+    return {
+        "classification": f"Tells which of {many} classes a picture shows",
+        "attributes": f"Answers {many} questions about a picture",
+        "detection": f"Finds things of {many} classes",
+        "embedding": "Tells how much alike two pictures are",
+        "geolocation": "Guesses where a photo was taken; a guess, not evidence",
+    }[run.task.name]
+
+
+def reading(task: Task) -> dict[str, Any]:
+    """What the page needs to read outputs of a task, besides its labels.
+
+    Raises:
+        ImportError: a task of geolocation needs S2, and how to install it.
+    """
+    if task.name == "detection":
+        return {"score": TOLD}
+    if isinstance(task, Attributes):
+        return {"thresholds": task.to_dict()["thresholds"]}
+    if isinstance(task, Geolocation):
+        # Tokens are of no use to the page: it tells larger cells, with coarse places.
+        return {
+            "labels": [],
+            "cells": _cells(task),
+            "world": json.loads(page_file("vendor/countries-110m.json")),
+        }
+    return {}
+
+
+def _cells(task: Geolocation) -> dict[str, Any]:
+    told, told_K, places_M2 = task.told_cells()
+    finest = task.finest
+    return {
+        "temperature": task.to_dict()["temperature"],
+        "sizes": [len(level) for level in task.cells.levels],
+        "parents": [parents_K.tolist() for parents_K in task.cells.parents],
+        "told_of": told_K.tolist(),
+        "told": [
+            {
+                "token": token,
+                "place": [round(longitude, 4), round(latitude, 4)],
+                "spread_km": round(spread, 1),
+                "ring": ring_of(token),
+            }
+            for token, (latitude, longitude), spread in zip(
+                told.tokens, places_M2, told.spread_K.tolist(), strict=True
+            )
+        ],
+        "finest": finest,
+        "least_km": FINEST[finest][1],
+    }
+
+
+def _manifest(name: str) -> bytes:
+    """What a browser needs to install the page."""
+    return json.dumps(
+        {
+            "name": f"Try {name}",
+            "short_name": name,
+            "start_url": "./",
+            "scope": "./",
+            "display": "standalone",
+            "background_color": "#ffffff",
+            "theme_color": "#0b6b58",
+            "icons": [
+                {
+                    "src": f"icon-{side}.png",
+                    "sizes": f"{side}x{side}",
+                    "type": "image/png",
+                    "purpose": "any maskable",
+                }
+                for side in ICON_SIDES
+            ],
+        }
+    ).encode()
+
+
+def _icon(side: int) -> bytes:
+    """Feature maps that grow smaller and deeper."""
+    icon = Image.new("RGB", (side, side), "#0b6b58")
+    pen = ImageDraw.Draw(icon)
+    for left, width, height in ((0.2, 0.08, 0.56), (0.32, 0.13, 0.42), (0.49, 0.31, 0.24)):
+        box = (left, 0.5 - height / 2, left + width, 0.5 + height / 2)
+        pen.rounded_rectangle([side * edge for edge in box], side / 40, fill="white")
+    encoded = io.BytesIO()
+    icon.save(encoded, "PNG")
+    return encoded.getvalue()
