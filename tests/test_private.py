@@ -48,7 +48,7 @@ DOWNLOADERS = {"data/sources.py", "weights/download.py", "training/sharing.py"}
 
 
 # Answers whoever asks, and asks nobody.
-SERVERS = {"web/server.py"}
+SERVERS = {"web/server.py", "web/service/guard.py", "web/service/server.py"}
 
 
 # Times a model's loading in a process of its own, which is this library again.

@@ -25,7 +25,14 @@ class BadImageError(ValueError):
     """An image that can't be read; the message starts with its path."""
 
 
-def read_image(source: Path | bytes, channels: int = 3, name: str | None = None) -> Tensor:
+def read_image(
+    source: Path | bytes,
+    channels: int = 3,
+    name: str | None = None,
+    *,
+    formats: tuple[str, ...] | None = None,
+    most_pixels: int | None = None,
+) -> Tensor:
     """Read an image to uint8 (C, H, W), C = 1 for grey, 3 for RGB, 4 for RGBA.
 
     EXIF orientation is applied, the first frame of an animation taken, palettes and CMYK
@@ -34,16 +41,24 @@ def read_image(source: Path | bytes, channels: int = 3, name: str | None = None)
     Args:
         source: a file, or its bytes.
         name: what the error calls it; the path where there is one.
+        formats: what is read, by Pillow's names; None reads whatever Pillow can.
+        most_pixels: larger images are refused before they are decoded.
 
     Raises:
-        BadImageError: missing, empty, truncated, or not an image.
+        BadImageError: missing, empty, truncated, too large, or not an image.
     """
     name = name or (str(source) if isinstance(source, Path) else "an image")
     encoded = read_encoded(source, name) if isinstance(source, Path) else source
     if not encoded:
         raise BadImageError(f"{name}: the file is empty")
     try:
-        return image_to_tensor(Image.open(io.BytesIO(encoded)), channels)
+        image = Image.open(io.BytesIO(encoded), formats=formats)
+        pixels = image.width * image.height
+        if most_pixels is not None and pixels > most_pixels:
+            raise BadImageError(f"{name}: too large to read safely ({pixels:,} pixels)")
+        return image_to_tensor(image, channels)
+    except BadImageError:
+        raise
     except UnidentifiedImageError:
         raise BadImageError(f"{name}: not an image that can be read") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

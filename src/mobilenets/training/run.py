@@ -230,6 +230,12 @@ class Run:
         else:
             picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
             pixels_CHW = image_to_tensor(picture, channels)
+        return self.prepare_pixels(pixels_CHW, side)
+
+    def prepare_pixels(
+        self, pixels_CHW: torch.Tensor, side: int | None
+    ) -> tuple[torch.Tensor, tuple[Part, ...]]:
+        """As `prepare_parts`, of what `read_image` gave: uint8 (C, H, W), in the channels of the preprocessing."""
         _, height, width = pixels_CHW.shape
         parts = parts_of(width, height, side or max(width, height))
         inputs = [fit(part.cut(pixels_CHW), self.preprocessing) for part in parts]
