@@ -25,9 +25,11 @@ from mobilenets.cli.profile import profile
 from mobilenets.cli.quantise import quantise
 from mobilenets.cli.reproduce import reproduce
 from mobilenets.cli.search import search
+from mobilenets.cli.serve import serve
 from mobilenets.cli.several import spread
 from mobilenets.cli.share import pull, push
 from mobilenets.cli.train import train
+from mobilenets.cli.web import web
 from mobilenets.cli.weights import weights
 
 app = typer.Typer(
@@ -73,8 +75,10 @@ for verb in (
     search,
     export,
     quantise,
+    web,
     benchmark,
     profile,
+    serve,
     push,
     pull,
     demo,
