@@ -48,7 +48,7 @@ DOWNLOADERS = {"data/sources.py", "weights/download.py", "training/sharing.py"}
 
 
 # Answers whoever asks, and asks nobody.
-SERVERS = {"web/server.py", "web/service/guard.py", "web/service/server.py"}
+SERVERS = {"web/server.py", *(f"web/service/{name}.py" for name in ("gate", "guard", "server"))}
 
 
 # Times a model's loading in a process of its own, which is this library again.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
-from urllib.parse import urlsplit
 
 import typer
 
@@ -45,17 +44,18 @@ def serve(
         raise ImportError(
             f"serving needs {', '.join(missing)}, not installed: pip install 'mobilenets[serve]'"
         )
-    origins = [_origin(text) for text in allow_origin or []]
 
     from mobilenets.deploy.predictor import find_engine
     from mobilenets.training.memory import keep_freed_memory
     from mobilenets.training.run import Run
     from mobilenets.web.server import LOOPBACK
     from mobilenets.web.service.app import make_app
+    from mobilenets.web.service.gate import checked_origin, host_of
     from mobilenets.web.service.limits import Limits
     from mobilenets.web.service.metrics import Metrics
     from mobilenets.web.service.server import serve as answer
 
+    origins = [checked_origin(text) for text in allow_origin or []]
     opened = Run.load(run)
     defaults = Limits()
     limits = Limits(
@@ -74,7 +74,7 @@ def serve(
     hosts: set[str] | None = None
     if host in LOOPBACK:
         # Where something else takes requests from outside, it may tell the name that it was called by.
-        hosts = {*LOOPBACK, *(urlsplit(origin).hostname or "" for origin in origins)}
+        hosts = {*LOOPBACK, *map(host_of, origins)}
     else:
         note(f"warning: whoever reaches {host} can send images and gets answers")
     metrics = Metrics()
@@ -106,10 +106,3 @@ def _pages(run: Run) -> dict[str, Page]:
     except ValueError as error:
         note(f"no page to try it on, the API alone: {error}")
         return {}
-
-
-def _origin(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/"):
-        raise ValueError(f"--allow-origin is such as https://example.org, not {text}")
-    return f"{parts.scheme}://{parts.netloc.lower()}"

@@ -7,8 +7,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from importlib.resources import files
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -23,6 +22,7 @@ from mobilenets.data.images import BadImageError
 from mobilenets.deploy.predictor import Engine
 from mobilenets.training.run import Run
 from mobilenets.web.server import Page
+from mobilenets.web.service import docs_page
 from mobilenets.web.service.batching import Answer, Batcher
 from mobilenets.web.service.gate import JSON, UNANSWERED, Gate, Log, Who
 from mobilenets.web.service.limits import Limits
@@ -30,31 +30,6 @@ from mobilenets.web.service.metrics import Metrics
 from mobilenets.web.service.refusal import GoneError, RefusalError, problem
 from mobilenets.web.service.uploads import FIELD, FORM, RAW, Desk
 
-T = TypeVar("T")
-
-HTML, SCRIPT, STYLE = (f"text/{kind}; charset=utf-8" for kind in ("html", "javascript", "css"))
-# Swagger UI styles its elements one by one, and its pictures are in its style sheet.
-DOCS_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-_DOCS = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>mobilenets: the API</title>
-<link rel="icon" href="data:,">
-<link rel="stylesheet" href="docs/swagger-ui.css">
-<main id="api"></main>
-<script src="docs/swagger-ui-bundle.js"></script>
-<script src="docs/start.js"></script>
-</html>
-"""
-_START = """"use strict";
-SwaggerUIBundle({
-  url: "openapi.json", dom_id: "#api", validatorUrl: null, deepLinking: true, tryItOutEnabled: true,
-});
-"""
 # Of what is written at once.
 _PIECE = 262_144
 
@@ -149,11 +124,13 @@ def make_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,
         responses={422: {"model": Problem, "description": "The request is not understood."}},
     )
 
     @app.post(
         "/predict",
+        tags=["images"],
         response_model=Answers,
         responses=_problems(limits),
         openapi_extra={"requestBody": _body(limits)},
@@ -172,7 +149,7 @@ def make_app(
         rows = [_row(name, answer) for name, answer in zip(names, answers, strict=True)]
         return _json({**about, "predictions": rows})
 
-    @app.get("/health", response_model=Health)
+    @app.get("/health", tags=["server"], response_model=Health)
     async def health() -> Response:
         """Whether it answers, and for what."""
         return _json(
@@ -184,12 +161,18 @@ def make_app(
             }
         )
 
-    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    @app.get(
+        "/metrics",
+        name="metrics",
+        tags=["server"],
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {}}}},
+    )
     async def counted() -> Response:
         """What it has done, for Prometheus."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    own = {"/predict", "/health", "/metrics", "/openapi.json", *(docs := _docs())}
+    own = {"/predict", "/health", "/metrics", "/openapi.json", *(docs := docs_page.docs_pages())}
     given = dict(pages or {})
     if taken := own & given.keys():
         raise ValueError(f"a page can't be at {', '.join(sorted(taken))}: the API is there")
@@ -197,7 +180,7 @@ def make_app(
         app.add_api_route("/", _to_docs, include_in_schema=False)
     for path, page in docs.items():
         app.router.routes.append(
-            Route(path, _Given(page, {"Content-Security-Policy": DOCS_POLICY}))
+            Route(path, _Given(page, {"Content-Security-Policy": docs_page.POLICY}))
         )
     for path, page in given.items():
         app.router.routes.append(Route(path, _Given(page, {})))
@@ -272,17 +255,6 @@ class _Given:
             piece = bytes(content[start : start + _PIECE])
             await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
-
-
-def _docs() -> dict[str, Page]:
-    """Swagger UI from this package, with nothing from elsewhere."""
-    vendor = files("mobilenets.web") / "vendor"
-    return {
-        "/docs": Page(HTML, _DOCS.encode()),
-        "/docs/start.js": Page(SCRIPT, _START.encode()),
-        "/docs/swagger-ui-bundle.js": Page(SCRIPT, (vendor / "swagger-ui-bundle.js").read_bytes()),
-        "/docs/swagger-ui.css": Page(STYLE, (vendor / "swagger-ui.css").read_bytes()),
-    }
 
 
 def _body(limits: Limits) -> dict[str, Any]:

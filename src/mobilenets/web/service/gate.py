@@ -58,6 +58,30 @@ class Who:
             )
 
 
+def checked_origin(text: str) -> str:
+    """An origin as browsers write it.
+
+    Raises:
+        ValueError: it is none.
+
+    >>> checked_origin("https://Example.org/")
+    'https://example.org'
+    """
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/"):
+        raise ValueError(f"an origin is such as https://example.org, not {text}")
+    return f"{parts.scheme}://{parts.netloc.lower()}"
+
+
+def host_of(origin: str) -> str:
+    """The name in an origin.
+
+    >>> host_of("https://example.org:8443")
+    'example.org'
+    """
+    return urlsplit(origin).hostname or ""
+
+
 def _name(host: str) -> str:
     """A `Host` without its port.
 
