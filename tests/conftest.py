@@ -4,7 +4,9 @@ import json
 import shutil
 import tarfile
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -185,3 +187,104 @@ def empty_caches(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     for name in ("HF_HUB_OFFLINE", "MOBILENETS_MIRROR"):
         monkeypatch.delenv(name, raising=False)
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """Tells nobody what it was asked for, nor that a browser went away."""
+
+    def log_message(self, *arguments):
+        pass
+
+    def copyfile(self, source, outputfile):
+        with suppress(ConnectionError):
+            super().copyfile(source, outputfile)
+
+
+class Trial:
+    """A page that a run is tried with, on a server that knows nothing of it, as seen by a browser.
+
+    `problems` are what the browser complains of, `asked` the addresses that it asked for.
+    """
+
+    # A browser's own note where there is no GPU.
+    EXPECTED = ("No available adapters.",)
+    NOTICED = """
+        window.answered = []; window.measured = [];
+        for (const name of ["answered", "measured"]) document.addEventListener(name, event => window[name].push(event.detail));
+    """
+    WAIT = """async ([name, count, least]) => {
+        const problem = document.getElementById("problem"), over = performance.now() + 30000;
+        while (window[name].length < count) {
+            if (!problem.hidden && count === least) throw new Error(problem.textContent);
+            if (performance.now() > over) throw new Error(`nothing was ${name}`);
+            await new Promise(resolve => setTimeout(resolve, 10));
+        }
+        return window[name].at(-1);
+    }"""
+
+    def __init__(self, context, address):
+        self.context = context
+        self.problems, self.asked = [], []
+        context.add_init_script(self.NOTICED)
+        context.on("console", lambda message: self.problems.append(message.text))
+        context.on("weberror", lambda error: self.problems.append(str(error.error)))
+        context.on("request", lambda request: self.asked.append(request.url))
+        self.page = context.new_page()
+        self.page.goto(address)
+
+    def wait(self, count, name="answered"):
+        """What was answered last, once there are so many."""
+        return self.page.evaluate(self.WAIT, [name, count, count])
+
+    def answer(self, image, slot=0):
+        """What the page says of an image, a path or what playwright takes as a file."""
+        count = self.page.evaluate("answered.length")
+        given = image if isinstance(image, dict) else str(image)
+        self.page.locator("input[type=file]").nth(slot).set_input_files(given)
+        return self.wait(count + 1)["answers"][slot]
+
+    def problem(self):
+        """The sentence on the page about what is wrong."""
+        problem = self.page.locator("#problem")
+        problem.wait_for(state="visible")
+        return problem.inner_text()
+
+
+@pytest.fixture
+def trial(chromium, tmp_path):
+    """Opens the page of a run that is exported or a page's folder; afterwards nothing went wrong, and nobody else was asked."""
+    with ExitStack() as stack:
+        trials = []
+
+        def try_run(
+            place,
+            *,
+            page="index.html",
+            before=None,
+            size=(1280, 900),
+            options=(),
+            fine=True,
+            **more,
+        ):
+            folder = place
+            if (place / "config.json").exists():
+                folder = tmp_path / f"page-{len(trials)}"
+                assert run(["web", str(place), "--output", str(folder), *options]) == 0
+            handler = partial(Quiet, directory=folder)
+            server = stack.enter_context(served(ThreadingHTTPServer(("127.0.0.1", 0), handler)))
+            viewport = {"width": size[0], "height": size[1]}
+            context = chromium.new_context(viewport=viewport, **more)
+            stack.callback(context.close)
+            if before:
+                context.add_init_script(before)
+            address = f"http://127.0.0.1:{server.server_port}/"
+            found = Trial(context, f"{address}{page}")
+            trials.append((found, address, fine))
+            return found
+
+        yield try_run
+    for found, address, fine in trials:
+        if fine:
+            assert [problem for problem in found.problems if problem not in Trial.EXPECTED] == []
+        asked = {url for url in found.asked if not url.startswith(("blob:", "data:"))}
+        assert all(url.startswith(address) for url in asked), asked

@@ -1,6 +1,7 @@
 """Attributes: data in three layouts, what is missing, figures by hand, training to prediction, mistakes in one sentence."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -289,3 +290,21 @@ def test_what_attributes_can_not_do_is_one_sentence(things, tmp_path, capsys, mo
     error = capsys.readouterr().err
     assert sentence in error
     assert "Traceback" not in error
+
+
+def test_the_page_to_try_it_answers_as_predict_does(things, things_run, trial, capsys, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(things_run, run, ignore=shutil.ignore_patterns("onnx*"))
+    assert cli(["export", str(run), "--limit", "16"]) == 0
+    images = sorted((things / "images").iterdir())[:4]
+    capsys.readouterr()
+    assert cli(["predict", str(run), *map(str, images), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    page = trial(run)
+    for image, wanted in zip(images, told, strict=True):
+        found = page.answer(image)["attributes"]
+        for one, other in zip(found, wanted["attributes"], strict=True):
+            assert (one["label"], one["yes"]) == (other["label"], other["yes"])
+            assert one["score"] == pytest.approx(other["score"], abs=0.01)
+    rows = page.page.locator("#rows tr").all_inner_texts()
+    assert len(rows) == len(LABELS)

@@ -3,6 +3,7 @@
 import colorsys
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -646,3 +647,20 @@ def test_the_task_reads_itself_back(things_run):
     assert task.outputs == 16
     again = Embedding.from_dict(task.to_dict(), task.preprocessing)
     assert again.to_dict() == task.to_dict()
+
+
+def test_the_page_to_try_it_compares_two_pictures(things, things_run, trial, capsys, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(things_run, run, ignore=shutil.ignore_patterns("onnx*"))
+    assert cli(["export", str(run), "--limit", "16"]) == 0
+    images = [things / NAMES[0] / "1.png", things / NAMES[0] / "2.png", things / NAMES[5] / "1.png"]
+    capsys.readouterr()
+    assert cli(["predict", str(run), *map(str, images), "--json"]) == 0
+    wanted = [np.array(one["embedding"]) for one in json.loads(capsys.readouterr().out)]
+    page = trial(run)
+    assert page.answer(images[0])["embedding"] == pytest.approx(wanted[0], abs=0.01)
+    assert page.page.locator("#answer").inner_text() == "Give a second picture to compare with."
+    for image, other in zip(images[1:], wanted[1:], strict=True):
+        page.answer(image, slot=1)
+        told = float(page.page.locator("#answer").inner_text().removeprefix("Cosine "))
+        assert told == pytest.approx(float(wanted[0] @ other), abs=0.005)

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -1119,3 +1120,31 @@ def test_the_map_fits_a_phone(map_page, chromium):
     assert 0.82 < x < 0.95
     assert 0.62 < y < 0.8
     context.close()
+
+
+def test_the_page_to_try_it_puts_photos_on_its_map(world, world_run, trial, capsys, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(world_run, run, ignore=shutil.ignore_patterns("onnx*"))
+    assert cli(["export", str(run), "--limit", "16"]) == 0
+    images = [world / "images" / f"{town}-0.png" for town, *_ in WORLD]
+    capsys.readouterr()
+    assert cli(["predict", str(run), *map(str, images), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    page = trial(run)
+    for image, wanted in zip(images, told, strict=True):
+        found = page.answer(image)
+        longitude, latitude = found["place"]
+        assert {"lat": latitude, "lon": longitude} == wanted["location"]
+        assert found["finest"] == wanted["finest"]
+        # The page knows coarse places alone.
+        assert found["radius_km"] == pytest.approx(wanted["radius_km"], abs=750)
+        scores = {one["cell"]: one["score"] for one in wanted["predictions"]}
+        for cell in found["cells"][: len(scores)]:
+            assert cell["score"] == pytest.approx(scores[cell["token"]], abs=0.01)
+    # Cells that are told, and no place of a photo: neither its cells nor their means.
+    model = page.page.evaluate("fetch('model.json').then(answer => answer.json())")
+    assert set(model["cells"]["told"][0]) == {"token", "place", "spread_km", "ring"}
+    x, _ = hot_place(page.page.locator("#map"))
+    assert 0 < x < 1
+    page.page.locator("#globe").click()
+    assert page.page.locator("#globe").get_attribute("aria-pressed") == "true"

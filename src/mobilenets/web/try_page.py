@@ -31,10 +31,6 @@ GPU_FILES = ("ort.jspi.min.mjs", "ort-wasm-simd-threaded.jspi.mjs", "ort-wasm-si
 MAP_FILES = ("d3-array.min.js", "d3-geo.min.js", "topojson-client.min.js")
 SCRIPTS = ("start.js", "app.js", "answers.js", "picture.js", "worker.js", "style.css")
 INDEX, MODEL, WORKER = "index.html", "model.json", "service-worker.js"
-POLICY = (
-    "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self' blob:; "
-    "media-src 'self' blob:; connect-src 'self'; worker-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'"
-)
 KINDS = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -89,7 +85,6 @@ def try_pages(run: Run, *, int8: bool = False) -> dict[str, Page]:
         name=name,
         task=run.task.name,
         what=_what(run),
-        policy=POLICY,
         runtime=RUNTIME,
         heads=HEADS[run.task.name],
         slots=("First picture", "Second picture") if run.task.name == "embedding" else ("Picture",),

@@ -43,7 +43,8 @@ function startWorker() {
 
 const wished = new URLSearchParams(location.hash.slice(1));
 const processors = new Map([["cpu", ""]]);
-const threads = Number(wished.get("threads")) || (crossOriginIsolated ? Math.min(THREADS_AT_MOST, Math.ceil(navigator.hardwareConcurrency / 2) || 1) : 1);
+// Threads wait for each other: more than half of the cores make small networks slower.
+const threads = crossOriginIsolated ? Number(wished.get("threads")) || Math.min(THREADS_AT_MOST, Math.ceil(navigator.hardwareConcurrency / 2) || 1) : 1;
 processors.set("cpu", `CPU, ${threads === 1 ? "1 thread" : `${threads} threads`}`);
 
 let model, ready;

@@ -20,19 +20,27 @@ export function windowOf(width, height, {width: across, height: down, resize, cr
   return {...scaled, left: Math.floor((scaled.width - across) / 2), top: Math.floor((scaled.height - down) / 2)};
 }
 
-// Of each output place from `first` on: where its inputs begin, and their weights.
+// Of each output place from `first` on: where its inputs begin, and their weights, whole numbers of which 1 is `one`.
+// PyTorch weights 8-bit values so: with as many bits as let the largest weight fit into 16.
 export function weightsOf(from, to, first, count, interpolation) {
-  const scale = from / to;
-  return Array.from({length: count}, (_, place) => {
-    const out = first + place;
-    if (from === to) return {start: out, weights: [1]};
-    if (interpolation === "nearest") return {start: Math.min(from - 1, Math.floor(out * scale)), weights: [1]};
-    const {reach, value} = FILTERS[interpolation], wide = Math.max(1, scale), centre = (out + .5) * scale;
-    const start = Math.max(0, Math.floor(centre - reach * wide + .5)), end = Math.min(from, Math.floor(centre + reach * wide + .5));
+  const scale = from / to, window = places => places.slice(first, first + count);
+  if (from === to || interpolation === "nearest") {
+    const nearest = Array.from({length: to}, (_, out) => ({start: Math.min(from - 1, Math.floor(out * scale)), weights: [1]}));
+    return {one: 1, places: window(nearest)};
+  }
+  const {reach, value} = FILTERS[interpolation], wide = Math.max(1, scale);
+  const places = Array.from({length: to}, (_, out) => {
+    const centre = (out + .5) * scale;
+    const start = Math.max(0, Math.trunc(centre - reach * wide + .5)), end = Math.min(from, Math.trunc(centre + reach * wide + .5));
     const weights = Array.from({length: end - start}, (_, step) => value((start + step - centre + .5) / wide));
     const sum = weights.reduce((total, weight) => total + weight, 0);
     return {start, weights: weights.map(weight => weight / sum)};
   });
+  const largest = places.reduce((most, {weights}) => Math.max(most, ...weights), 0);
+  let bits = 0;
+  while (bits < 22 && Math.trunc(.5 + largest * 2 ** (bits + 1)) < 2 ** 15) bits++;
+  const one = 2 ** bits, whole = weight => Math.trunc(weight * one + (weight < 0 ? -.5 : .5));
+  return {one, places: window(places).map(({start, weights}) => ({start, weights: weights.map(whole)}))};
 }
 
 const last = weights => weights.start + weights.weights.length;
@@ -40,8 +48,8 @@ const last = weights => weights.start + weights.weights.length;
 // 8-bit values (H, W, 4) of the window, where `read(left, top, width, height)` gives such values of the picture.
 export function resized(read, width, height, preprocessing) {
   const {width: across, height: down, interpolation} = preprocessing, target = windowOf(width, height, preprocessing);
-  const columns = weightsOf(width, target.width, target.left, across, interpolation);
-  const rows = weightsOf(height, target.height, target.top, down, interpolation);
+  const {one: unit, places: columns} = weightsOf(width, target.width, target.left, across, interpolation);
+  const {one: whole, places: rows} = weightsOf(height, target.height, target.top, down, interpolation);
   const [left, top] = [columns[0].start, rows[0].start], wide = Math.max(...columns.map(last)) - left, bottom = Math.max(...rows.map(last));
   const sums = new Float64Array(down * across * 4), line = new Uint8ClampedArray(across * 4);
   const stripe = Math.max(1, Math.floor(PIXELS_AT_ONCE / wide));
@@ -57,7 +65,9 @@ export function resized(read, width, height, preprocessing) {
           red += weight * pixels[at]; green += weight * pixels[at + 1]; blue += weight * pixels[at + 2]; alpha += weight * pixels[at + 3];
           at += 4;
         }
-        line[4 * column] = red; line[4 * column + 1] = green; line[4 * column + 2] = blue; line[4 * column + 3] = alpha;
+        const to = 4 * column;
+        line[to] = Math.floor(red / unit + .5); line[to + 1] = Math.floor(green / unit + .5);
+        line[to + 2] = Math.floor(blue / unit + .5); line[to + 3] = Math.floor(alpha / unit + .5);
       });
       while (open < down && last(rows[open]) <= y + row) open++;
       for (let out = open; out < down && rows[out].start <= y + row; out++) {
@@ -66,7 +76,7 @@ export function resized(read, width, height, preprocessing) {
       }
     }
   }
-  return Uint8ClampedArray.from(sums);
+  return Uint8ClampedArray.from(sums, sum => Math.floor(sum / whole + .5));
 }
 
 // (C, H, W) of float32: `(pixel / 255 - mean) / std`.
