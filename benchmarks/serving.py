@@ -258,6 +258,7 @@ def main() -> None:
     result = {
         "command": "python benchmarks/serving.py --shared SHARED",
         "clients": options.clients,
+        "seconds": options.seconds,
         "batch": options.batch,
         "wait_ms": options.wait,
         "cores": os.cpu_count(),

@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import io
 import json
+import os
 import re
 import shutil
 import signal
@@ -26,6 +27,7 @@ from mobilenets.cli import serve as verb
 from mobilenets.cli.main import run as cli
 from mobilenets.deploy.predictor import Engine, find_engine
 from mobilenets.web.server import LOOPBACK, Page
+from mobilenets.web.service import batching
 from mobilenets.web.service.app import Answers, Health, Problem, make_app
 from mobilenets.web.service.limits import Limits
 from mobilenets.web.service.metrics import Metrics
@@ -173,6 +175,31 @@ def expected(row, name):
     row = {**row, "image": name}
     del row["runtime"]
     return row
+
+
+def test_large_images_are_decoded_one_after_the_other(exported, photos, monkeypatch):
+    inside, most, lock = [0], [0], threading.Lock()
+    read = batching.read_image
+
+    def watched(content, *arguments, **options):
+        with lock:
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+        time.sleep(0.05)
+        with lock:
+            inside[0] -= 1
+        return read(content, *arguments, **options)
+
+    monkeypatch.setattr(batching, "read_image", watched)
+    content = photos[0].read_bytes()
+    with ThreadPoolExecutor(6) as pool:
+        # They have 120 pixels.
+        for large, together in ((119, False), (120, os.cpu_count() > 1)):
+            most[0] = 0
+            with answering(Run.load(exported), limits=Limits(large=large)) as site:
+                asked = [pool.submit(site.image, content) for _ in range(6)]
+                assert {one.result()[0] for one in asked} == {200}
+            assert (most[0] > 1) == together
 
 
 def near(found, wanted):

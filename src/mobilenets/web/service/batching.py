@@ -9,6 +9,7 @@ Shapes: N images of a batch, P parts of an image, C channels, H height, W width.
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 from collections import deque
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from mobilenets.data.images import BadImageError, read_image
 from mobilenets.data.parts import Part
@@ -75,6 +77,9 @@ class Batcher:
         self._readers = ThreadPoolExecutor(
             os.cpu_count(), "reader", initializer=torch.set_num_threads, initargs=(1,)
         )
+        self._large_reader = ThreadPoolExecutor(
+            1, "large-reader", initializer=torch.set_num_threads, initargs=(1,)
+        )
         self._network = ThreadPoolExecutor(
             1, "network", initializer=torch.set_num_threads, initargs=(threads,)
         )
@@ -86,7 +91,7 @@ class Batcher:
         """End when nothing waits any more."""
         self._worker.cancel()
         await asyncio.wait([self._worker])
-        for pool in (self._readers, self._network):
+        for pool in (self._readers, self._large_reader, self._network):
             await asyncio.to_thread(pool.shutdown)
         # Threads that others start later take the number that was set last.
         torch.set_num_threads(self._threads)
@@ -129,6 +134,13 @@ class Batcher:
 
     def _read(self, item: _Item) -> None:
         """In a reader's thread."""
+        assert item.upload is not None
+        if _pixels(item.upload.content) > self._limits.large:
+            self._large_reader.submit(self._read_now, item)
+        else:
+            self._read_now(item)
+
+    def _read_now(self, item: _Item) -> None:
         upload, item.upload = item.upload, None
         assert upload is not None
         failed: Exception | None = None
@@ -240,3 +252,12 @@ class Batcher:
         spec = self._run.spec
         for batch in (1, self._limits.batch):
             self._engine.outputs(torch.zeros(batch, spec.input_channels, spec.height, spec.across))
+
+
+def _pixels(content: bytes) -> int:
+    """How many pixels an image file says that it has; what is wrong with it is told where it is read."""
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            return image.width * image.height
+    except Exception:
+        return 0

@@ -18,6 +18,7 @@ class Limits:
         body_bytes: of one request.
         images: in one request.
         pixels: of one image.
+        large: pixels of an image beside which no other such is decoded, as each may take a gigabyte.
         longest: how many times as long as wide an image may be.
         seconds: within which a request is to be sent whole, and a client to go on reading its answer.
         connections: open at the same time.
@@ -31,6 +32,7 @@ class Limits:
     body_bytes: int = 20_000_000
     images: int = 16
     pixels: int = PIXELS
+    large: int = 16_000_000
     longest: int = 100
     seconds: float = 30.0
     connections: int = 512
