@@ -43,11 +43,15 @@ wheel: $(INSTALLED)
 	rm -rf build/wheel-env
 
 # What pages carry with them, from npm into the package; its README names the versions.
-VENDORED := d3-array@3.2.5 d3-geo@3.1.2 topojson-client@3.1.0 world-atlas@2.0.2
+VENDORED := d3-array@3.2.5 d3-geo@3.1.2 topojson-client@3.1.0 world-atlas@2.0.2 onnxruntime-web@1.30.0 swagger-ui-dist@5.35.0
 vendor:
 	npm install --prefix build/vendor --no-save --ignore-scripts $(VENDORED)
 	cd build/vendor/node_modules && cp d3-array/dist/d3-array.min.js d3-geo/dist/d3-geo.min.js \
 	  topojson-client/dist/topojson-client.min.js world-atlas/countries-110m.json \
+	  onnxruntime-web/dist/ort.wasm.min.mjs onnxruntime-web/dist/ort-wasm-simd-threaded.mjs \
+	  onnxruntime-web/dist/ort-wasm-simd-threaded.wasm onnxruntime-web/dist/ort.jspi.min.mjs \
+	  onnxruntime-web/dist/ort-wasm-simd-threaded.jspi.mjs onnxruntime-web/dist/ort-wasm-simd-threaded.jspi.wasm \
+	  swagger-ui-dist/swagger-ui-bundle.js swagger-ui-dist/swagger-ui.css \
 	  $(CURDIR)/src/mobilenets/web/vendor/
 
 clean:

@@ -264,6 +264,7 @@ def trial(chromium, tmp_path):
             size=(1280, 900),
             options=(),
             fine=True,
+            browser=chromium,
             **more,
         ):
             folder = place
@@ -273,7 +274,7 @@ def trial(chromium, tmp_path):
             handler = partial(Quiet, directory=folder)
             server = stack.enter_context(served(ThreadingHTTPServer(("127.0.0.1", 0), handler)))
             viewport = {"width": size[0], "height": size[1]}
-            context = chromium.new_context(viewport=viewport, **more)
+            context = browser.new_context(viewport=viewport, **more)
             stack.callback(context.close)
             if before:
                 context.add_init_script(before)

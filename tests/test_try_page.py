@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from mobilenets.data.images import read_image
 from mobilenets.data.transforms import fit, normalise
 from mobilenets.tasks.attributes.task import Attributes
 from mobilenets.tasks.classification.task import Classification
+from mobilenets.web import try_page
 from mobilenets.web.try_page import RUNTIME, reading
 
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
@@ -279,6 +281,37 @@ def test_the_camera_answers_frame_after_frame(site, trial):
     assert page.page.locator("#camera").inner_text() == "Use the camera"
 
 
+@pytest.mark.slow
+def test_a_gpu_says_what_the_cpu_says(site, digits, chromium, trial):
+    """WebGPU as Chromium's own software computes it."""
+    browser = chromium.browser_type.launch(
+        executable_path=shutil.which("chromium"),
+        args=[
+            "--no-sandbox",
+            "--enable-unsafe-webgpu",
+            "--use-webgpu-adapter=swiftshader",
+            "--enable-features=Vulkan",
+        ],
+    )
+    with browser:
+        page = trial(site, browser=browser)
+        if not page.page.evaluate("navigator.gpu?.requestAdapter().then(Boolean)"):
+            pytest.skip("this Chromium has no GPU, not even in software")
+        first = page.answer(digits / "0.png")
+        page.page.locator("#processor option[value=gpu]").wait_for(state="attached")
+        page.page.locator("#processor").select_option("gpu")
+        # The picture that is there is looked at once more.
+        second = page.wait(2)["answers"][0]
+        assert page.page.locator("#state").inner_text().endswith("GPU, by WebGPU")
+        assert [one["label"] for one in second["predictions"]] == [
+            one["label"] for one in first["predictions"]
+        ]
+        for one, other in zip(first["predictions"], second["predictions"], strict=True):
+            assert one["score"] == pytest.approx(other["score"], abs=0.01)
+        page.page.locator("#processor").select_option("cpu")
+        assert page.wait(3)["answers"][0] == first
+
+
 def test_speed_is_measured_on_the_page(site, digits, trial):
     page = trial(site)
     assert page.page.locator("#measure").is_disabled()
@@ -440,3 +473,19 @@ def test_what_can_not_be_written_is_one_sentence(digits_run, exported, site, tmp
     assert "index.html" in told["files"]
     # Nothing half-written is left beside it.
     assert [path.name for path in site.parent.iterdir()] == ["digits"]
+
+
+def test_what_pages_carry_is_named_with_its_version_and_licence():
+    vendor = Path(try_page.__file__).parent / "vendor"
+    told = (vendor / "README.md").read_text()
+    makefile = (Path(__file__).parents[1] / "Makefile").read_text()
+    licences = (vendor / "LICENSES.txt").read_text()
+    packages = re.search("VENDORED := (.*)", makefile)[1].split()
+    for package in packages:
+        words = " ".join(package.split("@"))
+        assert words in told
+        assert words in licences
+    assert RUNTIME.replace("-1", "-web@1") in packages
+    patterns = re.findall("`([^`]+)`", told)
+    for path in vendor.iterdir():
+        assert any(path.match(pattern) for pattern in [*patterns, "README.md"]), path.name

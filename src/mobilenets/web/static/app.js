@@ -68,8 +68,9 @@ async function open() {
   } finally {
     at("loading").hidden = true;
   }
-  at("state").textContent = `Ready: ${model.name}, ${processors.get(processor)}`;
+  sayReady();
 }
+const sayReady = () => { at("state").textContent = `Ready: ${model.name}, ${processors.get(at("processor").value)}`; };
 // Its runtime is loaded only once it is asked for.
 async function offerGpu() {
   const adapter = "Suspending" in WebAssembly && await navigator.gpu?.requestAdapter().catch(() => null);
@@ -123,7 +124,8 @@ class Slot {
   async take(blob) {
     await ready;
     const image = await opened(blob);
-    const began = performance.now(), {outputs, picture_ms, network_ms} = await ask("run", {blob});
+    at("state").textContent = `Looking at ${blob.name || "the picture"}`;
+    const began = performance.now(), {outputs, picture_ms, network_ms} = await ask("run", {blob}).finally(sayReady);
     this.blob = blob;
     this.draw(image, image.naturalWidth, image.naturalHeight);
     this.answered(outputs, {picture_ms, network_ms, whole_ms: performance.now() - began});
