@@ -59,6 +59,7 @@ def results() -> dict:
         "exports": next(iter(read("exports.json")), None),
         "inference": next(iter(read("inference.json")), None),
         "serving": next(iter(read("serving.json")), None),
+        "pages": next(iter(read("pages.json")), None),
         "recipes": next(iter(read("recipes.json")))["recipes"],
         "fine_tuning": read("fine_tuning/*.json"),
         "noise": next(iter(read("noise.json")), None),

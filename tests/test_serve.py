@@ -748,6 +748,7 @@ def started():
         one.process.stderr.close()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads memory as Linux tells")
 def test_a_gigabyte_is_refused_and_never_held(exported, photos, started):
     server = started(exported, "--port", 0, "--runtime", "torch", "--max-mb", 1)

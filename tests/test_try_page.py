@@ -437,6 +437,7 @@ def test_it_is_served_with_the_headers_that_threads_ask_for(exported):
             server.terminate()
 
 
+@pytest.mark.slow
 def test_int8_is_a_quarter_as_large(exported, digits, trial, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(exported, run)

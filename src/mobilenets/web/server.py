@@ -72,14 +72,25 @@ def serve_pages(
     try:
         server = Server((host, port), Handler)
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ValueError(
-            f"{host} port {port} can't be had ({reason}): another --host, or --port 0 for a free one"
-        ) from None
+        raise not_to_be_had(host, port, error) from None
     with server:
-        name = f"[{host}]" if ":" in host else host
-        started(f"http://{name}:{server.server_address[1]}/")
+        started(address_of(server.socket))
         try:
             server.serve_forever()
         except KeyboardInterrupt:
             return
+
+
+def not_to_be_had(host: str, port: int, error: OSError | OverflowError) -> ValueError:
+    """Why no server can be at an address, in one sentence."""
+    reason = getattr(error, "strerror", None) or str(error)
+    return ValueError(
+        f"{host} port {port} can't be had ({reason}): another --host, or --port 0 for a free one"
+    )
+
+
+def address_of(listener: socket.socket) -> str:
+    """Where a socket that listens is reached."""
+    host, port, *_ = listener.getsockname()
+    name = f"[{host}]" if ":" in host else host
+    return f"http://{name}:{port}/"

@@ -12,6 +12,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from mobilenets.web.server import address_of, not_to_be_had
 from mobilenets.web.service.guard import guarded
 from mobilenets.web.service.limits import Limits
 from mobilenets.web.service.metrics import Metrics
@@ -76,19 +77,9 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
     try:
         listener = socket.create_server((host, port), family=family, backlog=1024)
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ValueError(
-            f"{host} port {port} can't be had ({reason}): another --host, or --port 0 for a free one"
-        ) from None
+        raise not_to_be_had(host, port, error) from None
     with listener:
         yield listener
-
-
-def address_of(listener: socket.socket) -> str:
-    """Where a socket is reached."""
-    host, port, *_ = listener.getsockname()
-    name = f"[{host}]" if ":" in host else host
-    return f"http://{name}:{port}/"
 
 
 @contextmanager

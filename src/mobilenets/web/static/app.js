@@ -4,7 +4,8 @@ import {cosine, read} from "./answers.js";
 const at = id => document.getElementById(id);
 const WIDEST = 1200, COLOURS = ["#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000"];
 const HEAT = [[254, 224, 144], [253, 141, 60], [214, 47, 39], [103, 0, 31]];
-const THREADS_AT_MOST = 4;
+// Of its own accord, and when it is asked to.
+const USUAL_THREADS = 4, MOST_THREADS = 16;
 
 class Said extends Error {}
 function fail(error) {
@@ -14,8 +15,9 @@ function fail(error) {
 const wellAgain = () => { at("problem").hidden = true; };
 
 // The network, and the requests to it that wait for their answers.
-let worker, waiting = new Map(), asked = 0;
+let worker, broken = null, waiting = new Map(), asked = 0;
 function ask(what, values = {}, moved = []) {
+  if (broken) return Promise.reject(broken);
   const id = ++asked;
   return new Promise((resolve, reject) => {
     waiting.set(id, {resolve, reject});
@@ -26,6 +28,7 @@ function startWorker() {
   worker?.terminate();
   for (const {reject} of waiting.values()) reject(new Said("This picture was given up: the model moves."));
   waiting = new Map();
+  broken = null;
   worker = new Worker("worker.js", {type: "module"});
   worker.postMessage({what: "start", runtime: document.documentElement.dataset.runtime, processor: at("processor").value, threads});
   worker.onmessage = ({data}) => {
@@ -36,7 +39,8 @@ function startWorker() {
   };
   worker.onerror = event => {
     event.preventDefault();
-    for (const {reject} of waiting.values()) reject(new Said("worker.js is missing or damaged: write this folder anew with “mobilenets web RUN --output DIR”."));
+    broken = new Said("worker.js is missing or damaged: write this folder anew with “mobilenets web RUN --output DIR”.");
+    for (const {reject} of waiting.values()) reject(broken);
     waiting.clear();
   };
 }
@@ -44,7 +48,8 @@ function startWorker() {
 const wished = new URLSearchParams(location.hash.slice(1));
 const processors = new Map([["cpu", ""]]);
 // Threads wait for each other: more than half of the cores make small networks slower.
-const threads = crossOriginIsolated ? Number(wished.get("threads")) || Math.min(THREADS_AT_MOST, Math.ceil(navigator.hardwareConcurrency / 2) || 1) : 1;
+const wishedThreads = Math.min(MOST_THREADS, Math.floor(Number(wished.get("threads"))));
+const threads = crossOriginIsolated ? wishedThreads > 0 ? wishedThreads : Math.min(USUAL_THREADS, Math.ceil(navigator.hardwareConcurrency / 2) || 1) : 1;
 processors.set("cpu", `CPU, ${threads === 1 ? "1 thread" : `${threads} threads`}`);
 
 let model, ready;
