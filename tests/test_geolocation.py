@@ -1148,3 +1148,5 @@ def test_the_page_to_try_it_puts_photos_on_its_map(world, world_run, trial, caps
     assert 0 < x < 1
     page.page.locator("#globe").click()
     assert page.page.locator("#globe").get_attribute("aria-pressed") == "true"
+    files = [path for path in (tmp_path / "page-0").iterdir() if path.is_file()]
+    assert sum(path.stat().st_size for path in files if path.name != "model.onnx") < 300_000

@@ -468,6 +468,10 @@ def test_what_can_not_be_written_is_one_sentence(digits_run, exported, site, tmp
         said = capsys.readouterr().err
         assert sentence in said.splitlines()[-1]
     assert (other / "thesis.txt").read_text() == "mine"
+    (site / "CNAME").write_text("example.org")
+    assert cli(["web", str(exported), "--output", str(site), "--overwrite"]) == 2
+    assert "holds CNAME besides a page" in capsys.readouterr().err
+    (site / "CNAME").unlink()
     assert cli(["web", str(exported), "--output", str(site), "--overwrite", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["bytes"]["page"] < 300_000

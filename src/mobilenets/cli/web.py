@@ -29,7 +29,7 @@ def web(
         raise ValueError("--json tells what --output wrote: give a folder")
 
     from mobilenets.training.run import Run
-    from mobilenets.web.try_page import RUNTIME, served, try_pages, write_pages
+    from mobilenets.web.try_page import NETWORK, RUNTIME, served, try_pages, write_pages
 
     opened = Run.load(run)
     pages = try_pages(opened, int8=int8)
@@ -38,7 +38,7 @@ def web(
         runtime = sum(
             len(page.content) for path, page in pages.items() if path.startswith(f"{RUNTIME}/")
         )
-        model = len(pages["model.onnx"].content)
+        model = len(pages[NETWORK].content)
         page = sum(len(page.content) for page in pages.values()) - runtime - model
         if as_json:
             sizes = {"page": page, "model": model, "runtime": runtime}

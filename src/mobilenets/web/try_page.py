@@ -28,9 +28,9 @@ from mobilenets.web.server import Page
 RUNTIME = "onnxruntime-1.30.0"
 CPU_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 GPU_FILES = ("ort.jspi.min.mjs", "ort-wasm-simd-threaded.jspi.mjs", "ort-wasm-simd-threaded.jspi.wasm")  # fmt: skip
-MAP_FILES = ("d3-array.min.js", "d3-geo.min.js", "topojson-client.min.js")
+MAP, MAP_FILES = "world.js", ("d3-array.min.js", "d3-geo.min.js", "topojson-client.min.js")
 SCRIPTS = ("start.js", "app.js", "answers.js", "picture.js", "worker.js", "style.css")
-INDEX, MODEL, WORKER = "index.html", "model.json", "service-worker.js"
+INDEX, MODEL, NETWORK, WORKER = "index.html", "model.json", "model.onnx", "service-worker.js"
 KINDS = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -64,63 +64,74 @@ def try_pages(run: Run, *, int8: bool = False) -> dict[str, Page]:
         ValueError: there is no export to ONNX of these weights that was proven, or it gives raw boxes.
         ImportError: a run of geolocation needs S2, and how to install it.
     """
-    precision = INT8 if int8 else FLOAT
-    found = proven_file(run, TARGETS["onnx"], precision)
+    network = _network(run, int8=int8)
+    name = f"{run.spec}, {INT8}" if int8 else str(run.spec)
+    model = {
+        "name": name,
+        "task": run.task.name,
+        "labels": list(run.labels),
+        "preprocessing": run.preprocessing.to_dict(),
+        "file": NETWORK,
+        "bytes": len(network),
+        "sha256": hashlib.sha256(network).hexdigest(),
+        "most_pixels": Image.MAX_IMAGE_PIXELS,
+        **reading(run.task),
+    }
+    maps = {}
+    if run.task.name == "geolocation":
+        maps = {script: page_file(f"vendor/{script}") for script in MAP_FILES}
+        maps[MAP] = page_file(f"static/{MAP}")
+    page = render(
+        "try.html",
+        name=run.spec,
+        task=run.task.name,
+        what=_what(run),
+        runtime=RUNTIME,
+        heads=HEADS[run.task.name],
+        slots=("First picture", "Second picture") if run.task.name == "embedding" else ("Picture",),
+        scripts=list(maps),
+    )
+    files = {
+        INDEX: page.encode(),
+        MODEL: json.dumps(model, ensure_ascii=False).encode(),
+        "manifest.webmanifest": _manifest(str(run.spec)),
+        "licences.txt": page_file("vendor/LICENSES.txt"),
+        **{script: page_file(f"static/{script}") for script in SCRIPTS},
+        **maps,
+        **{f"icon-{side}.png": _icon(side) for side in ICON_SIDES},
+    }
+    # The page asks for its model by its content too, which therefore never changes.
+    kept = ["./" if path == INDEX else path for path in files]
+    kept += [f"{NETWORK}?{model['sha256'][:12]}", *(f"{RUNTIME}/{part}" for part in CPU_FILES)]
+    files[NETWORK] = network
+    files |= {f"{RUNTIME}/{part}": page_file(f"vendor/{part}") for part in CPU_FILES + GPU_FILES}
+    version = hashlib.sha256(b"".join(files.values())).hexdigest()[:12]
+    files[WORKER] = render(
+        WORKER,
+        version=embedded(version),
+        files=embedded(kept),
+        # The GPU's runtime is kept once it was used.
+        on_use=embedded([f"{RUNTIME}/{part}" for part in GPU_FILES]),
+    ).encode()
+    return {
+        path: Page(KINDS[PurePosixPath(path).suffix], content) for path, content in files.items()
+    }
+
+
+def _network(run: Run, *, int8: bool) -> bytes:
+    """The exported model.
+
+    Raises:
+        ValueError: there is none of these weights that was proven, or it gives raw boxes.
+    """
+    found = proven_file(run, TARGETS["onnx"], INT8 if int8 else FLOAT)
     again = f"mobilenets export {run.folder} --to onnx{' --int8' if int8 else ''} --overwrite"
     if found is None:
         raise ValueError(f"{run.folder} has no export of its weights that was proven: {again}")
     file, form = found
     if form == "boxes":
         raise ValueError(f"{file} gives all boxes, and a page shows the best: {again}")
-    network = file.read_bytes()
-    name = str(run.spec)
-    on_map = run.task.name == "geolocation"
-    maps = [*MAP_FILES, "world.js"] if on_map else []
-    files = {script: page_file(f"static/{script}") for script in SCRIPTS}
-    files |= {script: page_file(f"vendor/{script}") for script in maps[:-1]}
-    if on_map:
-        files["world.js"] = page_file("static/world.js")
-    files[INDEX] = render(
-        "try.html",
-        name=name,
-        task=run.task.name,
-        what=_what(run),
-        runtime=RUNTIME,
-        heads=HEADS[run.task.name],
-        slots=("First picture", "Second picture") if run.task.name == "embedding" else ("Picture",),
-        scripts=maps,
-    ).encode()
-    model = {
-        "name": name if precision == FLOAT else f"{name}, {precision}",
-        "task": run.task.name,
-        "labels": list(run.labels),
-        "preprocessing": run.preprocessing.to_dict(),
-        "file": file.name,
-        "bytes": len(network),
-        "sha256": hashlib.sha256(network).hexdigest(),
-        "most_pixels": Image.MAX_IMAGE_PIXELS,
-        **reading(run.task),
-    }
-    files[MODEL] = json.dumps(model, ensure_ascii=False).encode()
-    files["manifest.webmanifest"] = _manifest(name)
-    files |= {f"icon-{side}.png": _icon(side) for side in ICON_SIDES}
-    files["licences.txt"] = page_file("vendor/LICENSES.txt")
-    named = [*sorted(files), f"{file.name}?{model['sha256'][:12]}"]
-    files[file.name] = network
-    files |= {f"{RUNTIME}/{part}": page_file(f"vendor/{part}") for part in CPU_FILES + GPU_FILES}
-    # What is kept for when there is no network; the GPU's runtime once it was used.
-    kept = ["./" if part == INDEX else part for part in named]
-    kept += [f"{RUNTIME}/{part}" for part in CPU_FILES]
-    version = hashlib.sha256(b"".join(files[part] for part in sorted(files))).hexdigest()[:12]
-    files[WORKER] = render(
-        WORKER,
-        version=embedded(version),
-        files=embedded(kept),
-        on_use=embedded([f"{RUNTIME}/{part}" for part in GPU_FILES]),
-    ).encode()
-    return {
-        path: Page(KINDS[PurePosixPath(path).suffix], content) for path, content in files.items()
-    }
+    return file.read_bytes()
 
 
 def served(pages: Mapping[str, Page]) -> dict[str, Page]:
@@ -144,6 +155,16 @@ def write_pages(pages: Mapping[str, Page], folder: Path, *, overwrite: bool = Fa
     if folder.is_dir() and any(folder.iterdir()):
         if not (folder / WORKER).is_file() or not _is_model(folder / MODEL):
             raise ValueError(f"{folder} is not empty and holds no page of this kind: give another folder")  # fmt: skip
+        ours = {PurePosixPath(path).parts[0] for path in (*pages, *MAP_FILES, MAP)}
+        others = [
+            path.name
+            for path in folder.iterdir()
+            if path.name not in ours and not path.name.startswith("onnxruntime-")
+        ]
+        if others:
+            raise ValueError(
+                f"{folder} holds {min(others)} besides a page: move it away, or give another folder"
+            )
         if not overwrite:
             raise ValueError(
                 f"{folder} already holds a page: give another --output, or --overwrite"
@@ -185,7 +206,7 @@ def reading(task: Task) -> dict[str, Any]:
     if isinstance(task, Attributes):
         return {"thresholds": task.to_dict()["thresholds"]}
     if isinstance(task, Geolocation):
-        # Tokens are of no use to the page: it tells larger cells, with coarse places.
+        # The labels are of the finest cells, and the page tells larger ones, with coarse places.
         return {
             "labels": [],
             "cells": _cells(task),
