@@ -200,7 +200,7 @@ def train_digits(output, *more):
 
 
 def test_a_student_learns_from_a_teacher_without_a_label(digits_run, tmp_path, capsys):
-    more = ["--teacher", digits_run, "--set", "distillation.weight=1", "--epochs", 6]
+    more = ["--teacher", digits_run, "--set", "distillation.weight=1", "--epochs", 9]
     assert train_digits(tmp_path / "student", *more) == 0
     run = Run.load(tmp_path / "student")
     assert run.config["data"]["teacher"] == str(digits_run)
