@@ -280,10 +280,11 @@ def test_figures_of_groups_stand_beside_those_of_all(things, things_run, tmp_pat
 
 
 def lfw(folds, each):
+    """Pairs of a thing, and pairs of things whose colours are opposite."""
     lines = [f"{folds}\t{each}"]
     for fold in range(folds):
         lines += [f"{NAMES[fold]}\t{n}\t{n + 1}" for n in range(1, each + 1)]
-        lines += [f"{NAMES[fold]}\t{n}\t{NAMES[fold + 1]}\t{n}" for n in range(1, each + 1)]
+        lines += [f"{NAMES[fold]}\t{n}\t{NAMES[(fold + 6) % 12]}\t{n}" for n in range(1, each + 1)]
     return "\n".join(lines) + "\n"
 
 
