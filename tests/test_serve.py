@@ -783,7 +783,9 @@ def test_a_gigabyte_is_refused_and_never_held(exported, photos, started):
     assert not any("Traceback" in line for line in server.said)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_it_ends_well_with_what_was_asked_before(digits_run, photos, started, number):
     server = started(digits_run, "--host", "0.0.0.0", "--port", 0, "--log")
     assert server.said[0].startswith("no page to try it on, the API alone: ")
