@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import tarfile
 import threading
 from contextlib import ExitStack, contextmanager, suppress
@@ -29,10 +31,42 @@ COLOURS = {"disc": "orange", "square": "navy"}
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory):
     """A small model after four epochs of handwritten digits: well above chance, quickly made."""
-    folder = tmp_path_factory.mktemp("runs") / "digits"
-    arguments = ["train", "digits", "--model", "0.25-16-s8", "--epochs", "4", "--device", "cpu"]
-    assert run([*arguments, "--output", str(folder)]) == 0
+    return train_digits(tmp_path_factory.mktemp("runs") / "digits", epochs=4)
+
+
+def train_digits(folder, epochs):
+    arguments = ["train", "digits", "--model", "0.25-16-s8", "--epochs", str(epochs)]
+    assert run([*arguments, "--device", "cpu", "--output", str(folder)]) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def exported(digits_run, tmp_path_factory):
+    """The same with a proven ONNX export in it."""
+    folder = tmp_path_factory.mktemp("exported") / "run"
+    shutil.copytree(digits_run, folder)
+    assert run(["export", str(folder), "--to", "onnx"]) == 0
+    return folder
+
+
+def predicted(folder, images, capsys, *options):
+    """What `predict --json` says."""
+    capsys.readouterr()
+    assert run(["predict", str(folder), *map(str, images), "--json", *options]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@contextmanager
+def served_by(*arguments):
+    """A verb that serves pages, in a process of its own: the address that it tells."""
+    command = [sys.executable, "-m", "mobilenets", *map(str, arguments), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            address = server.stderr.readline().split()[0]
+            assert address.startswith("http://127.0.0.1:")
+            yield address
+        finally:
+            server.terminate()
 
 
 @pytest.fixture(scope="session")

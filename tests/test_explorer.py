@@ -9,6 +9,7 @@ import urllib.request
 
 import pytest
 
+from conftest import served_by
 from mobilenets.architecture import MobileNetSpec
 from mobilenets.cli.main import run as cli
 from mobilenets.cost import Budget, cost, fit_accuracy, pick
@@ -191,26 +192,17 @@ def test_nothing_keeps_people_from_using_it(explorer, visit, barriers, scheme):
 
 
 def test_the_page_is_served_to_this_machine_alone_with_its_headers():
-    with subprocess.Popen(
-        [sys.executable, "-m", "mobilenets", "explore", "--port", "0"],
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as server:
-        try:
-            address = server.stderr.readline().split()[0]
-            assert address.startswith("http://127.0.0.1:")
-            with urllib.request.urlopen(address) as answer:
-                assert b"Choose a MobileNet" in answer.read()
-                assert answer.headers["Cross-Origin-Opener-Policy"] == "same-origin"
-                assert answer.headers["Cross-Origin-Embedder-Policy"] == "require-corp"
-                assert answer.headers["X-Content-Type-Options"] == "nosniff"
-            for wrong in ("etc/passwd", "../pyproject.toml", "%2e%2e/"):
-                with pytest.raises(urllib.error.HTTPError) as caught:
-                    urllib.request.urlopen(address + wrong)
-                assert caught.value.code == 404
-                caught.value.close()
-        finally:
-            server.terminate()
+    with served_by("explore") as address:
+        with urllib.request.urlopen(address) as answer:
+            assert b"Choose a MobileNet" in answer.read()
+            assert answer.headers["Cross-Origin-Opener-Policy"] == "same-origin"
+            assert answer.headers["Cross-Origin-Embedder-Policy"] == "require-corp"
+            assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        for wrong in ("etc/passwd", "../pyproject.toml", "%2e%2e/"):
+            with pytest.raises(urllib.error.HTTPError) as caught:
+                urllib.request.urlopen(address + wrong)
+            assert caught.value.code == 404
+            caught.value.close()
 
 
 @pytest.mark.parametrize(

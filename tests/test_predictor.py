@@ -15,15 +15,6 @@ from mobilenets.data.images import BadImageError
 from mobilenets.deploy.predictor import find_engine, predict_images
 
 
-@pytest.fixture(scope="module")
-def exported(digits_run, tmp_path_factory):
-    """A run with a proven ONNX export in it."""
-    folder = tmp_path_factory.mktemp("exported") / "run"
-    shutil.copytree(digits_run, folder)
-    assert cli(["export", str(folder), "--to", "onnx"]) == 0
-    return folder
-
-
 @pytest.fixture
 def run(exported, tmp_path):
     shutil.copytree(exported, tmp_path / "run")

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import struct
@@ -22,6 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from conftest import predicted
 from mobilenets import Run
 from mobilenets.cli import serve as verb
 from mobilenets.cli.main import run as cli
@@ -32,15 +32,6 @@ from mobilenets.web.service.app import Answers, Health, Problem, make_app
 from mobilenets.web.service.limits import Limits
 from mobilenets.web.service.metrics import Metrics
 from mobilenets.web.service.server import listening, server_of
-
-
-@pytest.fixture(scope="module")
-def exported(digits_run, tmp_path_factory):
-    """A run with a proven ONNX export in it."""
-    folder = tmp_path_factory.mktemp("exported") / "run"
-    shutil.copytree(digits_run, folder)
-    assert cli(["export", str(folder), "--to", "onnx"]) == 0
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -163,12 +154,6 @@ def held(exported):
     engine = Held(run)
     yield run, engine
     engine.may.set()
-
-
-def predicted(folder, files, capsys, *options):
-    """What `predict --json` says."""
-    assert cli(["predict", str(folder), *map(str, files), "--json", *options]) == 0
-    return json.loads(capsys.readouterr().out)
 
 
 def expected(row, name):

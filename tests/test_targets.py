@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from conftest import train_digits
 from mobilenets.architecture import MobileNetSpec
 from mobilenets.architecture.network import MobileNet
 from mobilenets.cli.main import run as cli
@@ -114,10 +115,7 @@ INT8_TYPES = {"litert": {"int8"}, "openvino": {"i8"}, "pt2": {"torch.int8"}}
 @pytest.fixture(scope="module")
 def taught_run(tmp_path_factory):
     """Handwritten digits, learnt until a rounding changes no answer."""
-    folder = tmp_path_factory.mktemp("runs") / "taught"
-    arguments = ["train", "digits", "--model", "0.25-16-s8", "--epochs", "12", "--device", "cpu"]
-    assert cli([*arguments, "--output", str(folder)]) == 0
-    return folder
+    return train_digits(tmp_path_factory.mktemp("runs") / "taught", epochs=12)
 
 
 def test_int8_is_int8_and_loses_nothing(taught_run, tmp_path, target):

@@ -5,8 +5,6 @@ import io
 import json
 import re
 import shutil
-import subprocess
-import sys
 import urllib.request
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from conftest import predicted, served_by
 from mobilenets.architecture.preprocessing import Preprocessing
 from mobilenets.cli.main import run as cli
 from mobilenets.data.images import read_image
@@ -33,16 +32,6 @@ INPUT = """async ([name, encoded, preprocessing]) => {
     const bitmap = await createImageBitmap(new Blob([bytes]), {colorSpaceConversion: "none", imageOrientation: "from-image"});
     return Array.from(inputOf(bitmap, preprocessing));
 }"""
-
-
-@pytest.fixture(scope="module")
-def exported(digits_run, tmp_path_factory):
-    """The digits' run with its export, in a folder of its own."""
-    folder = tmp_path_factory.mktemp("exported") / "digits"
-    shutil.copytree(digits_run, folder)
-    if not (folder / "onnx").is_dir():
-        assert cli(["export", str(folder), "--limit", "64"]) == 0
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +63,6 @@ def imagenet_run(shared, tmp_path_factory):
     assert cli(["weights", "import", str(file), "--output", str(place)]) == 0
     assert cli(["export", str(place), "--images", str(samples), "--limit", "32"]) == 0
     return place, sorted(samples.rglob("*.jpg"))
-
-
-def predicted(run, images, capsys, *more):
-    capsys.readouterr()
-    assert cli(["predict", str(run), *map(str, images), "--json", *more]) == 0
-    return json.loads(capsys.readouterr().out)
 
 
 def check_classes(found, wanted, tolerance):
@@ -329,12 +312,11 @@ def test_what_is_no_picture_is_one_sentence_and_the_next_is_answered(site, digit
     files.set_input_files({"name": "a.jpg", "mimeType": "image/jpeg", "buffer": b"GIF? no"})
     assert page.problem() == "a.jpg is not a picture that this browser can read."
     files.set_input_files({"name": "empty.png", "mimeType": "image/png", "buffer": b""})
-    assert page.page.locator("#problem", has_text="empty.png is not a picture").count() == 1
+    page.page.locator("#problem", has_text="empty.png is not a picture").wait_for()
     whole = (digits / "5.png").read_bytes()
     files.set_input_files({"name": "cut.png", "mimeType": "image/png", "buffer": whole[:200]})
-    assert page.page.locator("#problem", has_text="cut.png").or_(
-        page.page.locator("#problem", has_text="damaged")
-    )
+    damaged = page.page.locator("#problem", has_text="This picture is damaged")
+    page.page.locator("#problem", has_text="cut.png is not a picture").or_(damaged).wait_for()
     # A hundred megapixels of nothing.
     large = io.BytesIO()
     Image.new("1", (10_000, 10_000)).save(large, "PNG")
@@ -416,25 +398,16 @@ def test_the_page_is_small_and_asks_nobody(site):
 
 
 def test_it_is_served_with_the_headers_that_threads_ask_for(exported):
-    with subprocess.Popen(
-        [sys.executable, "-m", "mobilenets", "web", str(exported), "--port", "0"],
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as server:
-        try:
-            address = server.stderr.readline().split()[0]
-            assert address.startswith("http://127.0.0.1:")
-            for path, kind in (
-                ("", "text/html; charset=utf-8"),
-                ("worker.js", "text/javascript; charset=utf-8"),
-                (f"{RUNTIME}/ort-wasm-simd-threaded.wasm", "application/wasm"),
-            ):
-                with urllib.request.urlopen(address + path) as answer:
-                    assert answer.headers["Content-Type"] == kind
-                    assert answer.headers["Cross-Origin-Embedder-Policy"] == "require-corp"
-                    assert answer.headers["Cross-Origin-Opener-Policy"] == "same-origin"
-        finally:
-            server.terminate()
+    with served_by("web", exported) as address:
+        for path, kind in (
+            ("", "text/html; charset=utf-8"),
+            ("worker.js", "text/javascript; charset=utf-8"),
+            (f"{RUNTIME}/ort-wasm-simd-threaded.wasm", "application/wasm"),
+        ):
+            with urllib.request.urlopen(address + path) as answer:
+                assert answer.headers["Content-Type"] == kind
+                assert answer.headers["Cross-Origin-Embedder-Policy"] == "require-corp"
+                assert answer.headers["Cross-Origin-Opener-Policy"] == "same-origin"
 
 
 @pytest.mark.slow

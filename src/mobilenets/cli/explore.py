@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mobilenets.cli.output import JsonFlag, note, print_json
+from mobilenets.cli.output import JsonFlag, print_json, serve_until_interrupted
 
 if TYPE_CHECKING:
     from mobilenets.cost.latency import LatencyProfile
@@ -47,12 +47,10 @@ def explore(
         output.write_text(page, encoding="utf-8")
         typer.echo(f"{output}: {len(page.encode()) / 1000:,.0f} kB, needs no server and no network")
         return
-    from mobilenets.web.server import LOOPBACK, Page, serve_pages
+    from mobilenets.web.server import Page
 
-    if host not in LOOPBACK:
-        note(f"warning: whoever reaches {host} sees this page")
-    pages = {"/": Page("text/html; charset=utf-8", page.encode())}
-    serve_pages(pages, host, port, lambda address: note(f"{address} until Ctrl-C"))
+    pages = {"/": Page.named("explorer.html", page.encode())}
+    serve_until_interrupted(pages, host, port, "sees this page")
 
 
 def _own(folder: Path, profile: LatencyProfile | None) -> OwnModel:

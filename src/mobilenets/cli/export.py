@@ -57,7 +57,7 @@ def export(
     for target in targets:
         target.check_installed(precision)
 
-    from mobilenets.deploy.bundle import Quantisation, check_replaceable, folder_of
+    from mobilenets.deploy.bundle import Quantisation, check_free, folder_of
     from mobilenets.deploy.bundle import export as write
     from mobilenets.deploy.evidence import find_calibration, find_evidence
     from mobilenets.training.memory import keep_freed_memory
@@ -71,7 +71,7 @@ def export(
     if raw and opened.task.selection is None:
         raise ValueError(f"--raw is for detectors, and {run} is none")
     for folder in folders:
-        check_replaceable(folder, overwrite=overwrite)
+        check_free(folder, overwrite=overwrite)
     evidence = find_evidence(opened, images, data, limit=limit)
     quantisation = None
     if int8:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
 from mobilenets.data.progress import say, speaks
+
+if TYPE_CHECKING:
+    from mobilenets.web.server import Page
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Write JSON instead of a table.")]
 
@@ -94,3 +97,23 @@ def fail(message: str, code: int = 2) -> NoReturn:
     """End with one sentence on standard error and an exit code: 1 is "no", 2 is bad input."""
     note(f"mobilenets: {message}")
     raise typer.Exit(code)
+
+
+def serve_until_interrupted(pages: Mapping[str, Page], host: str, port: int, warning: str) -> None:
+    """Serve pages, tell where, and warn where others than this machine reach them.
+
+    Args:
+        warning: what whoever reaches the host can do.
+    """
+    from mobilenets.web.server import serve_pages
+
+    warn_of_others(host, warning)
+    serve_pages(pages, host, port, lambda address: note(f"{address} until Ctrl-C"))
+
+
+def warn_of_others(host: str, warning: str) -> None:
+    """Say what others can do, where a server does not answer this machine alone."""
+    from mobilenets.web.server import LOOPBACK
+
+    if host not in LOOPBACK:
+        note(f"warning: whoever reaches {host} {warning}")

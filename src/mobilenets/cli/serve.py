@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mobilenets.cli.output import JsonFlag, RuntimeOption, note, print_json
+from mobilenets.cli.output import JsonFlag, RuntimeOption, note, print_json, warn_of_others
 
 if TYPE_CHECKING:
     from mobilenets.training.run import Run
@@ -75,8 +75,7 @@ def serve(
     if host in LOOPBACK:
         # Where something else takes requests from outside, it may tell the name that it was called by.
         hosts = {*LOOPBACK, *map(host_of, origins)}
-    else:
-        note(f"warning: whoever reaches {host} can send images and gets answers")
+    warn_of_others(host, "can send images and gets answers")
     metrics = Metrics()
     app = make_app(
         opened,

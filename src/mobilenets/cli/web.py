@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mobilenets.cli.output import JsonFlag, note, print_json
+from mobilenets.cli.output import JsonFlag, print_json, serve_until_interrupted
 
 
 def web(
@@ -49,8 +49,4 @@ def web(
             "put it on any web server"
         )
         return
-    from mobilenets.web.server import LOOPBACK, serve_pages
-
-    if host not in LOOPBACK:
-        note(f"warning: whoever reaches {host} gets this page and its model")
-    serve_pages(served(pages), host, port, lambda address: note(f"{address} until Ctrl-C"))
+    serve_until_interrupted(served(pages), host, port, "gets this page and its model")

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,34 @@ def sha256(path: Path) -> str:
     """A file's SHA-256 in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_replaceable(
+    folder: Path, what: str, ours: Collection[str] | None, *, overwrite: bool
+) -> None:
+    """Make sure that a folder may be written.
+
+    Args:
+        what: is to be written, such as `an export`.
+        ours: names that such a folder may hold; None where what is there is none.
+
+    Raises:
+        ValueError: it holds something else, or may not be replaced.
+    """
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file: give another folder with --output")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if ours is None:
+        kind = what.split(" ", 1)[1]
+        raise ValueError(f"{folder} is not empty and holds no {kind}: give another folder")
+    others = {path.name for path in folder.iterdir()} - set(ours)
+    if others:
+        raise ValueError(
+            f"{folder} holds {min(others)} besides {what}: move it away, or give another folder"
+        )
+    if not overwrite:
+        raise ValueError(f"{folder} already holds {what}: give another --output, or --overwrite")
 
 
 @contextlib.contextmanager

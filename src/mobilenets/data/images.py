@@ -18,6 +18,8 @@ from torch import Tensor
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 )
+# Pillow warns of more, and a warning is a refusal here.
+MOST_PIXELS = 89_478_485
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mobilenets.architecture.detector import Selection
-from mobilenets.data.files import folder_aside, publish, read_json, sha256
+from mobilenets.data.files import check_replaceable, folder_aside, publish, read_json, sha256
 from mobilenets.data.progress import progress
 from mobilenets.deploy.departure import find_departure
 from mobilenets.deploy.equalise import equalise, room_for_biases
@@ -127,7 +128,7 @@ def export(
     precision = FLOAT if quantisation is None else INT8
     target.check_installed(precision)
     folder = folder.resolve()
-    check_replaceable(folder, overwrite=overwrite)
+    check_free(folder, overwrite=overwrite)
     weights = run.weights_sha256
     with folder_aside(folder) as aside:
         path = aside / target.file
@@ -367,29 +368,16 @@ def _write_beside(
     write("README.md", text)
 
 
-def check_replaceable(folder: Path, *, overwrite: bool) -> None:
+def check_free(folder: Path, *, overwrite: bool) -> None:
     """Make sure that a bundle may be written to a folder.
 
     Raises:
         ValueError: it holds a bundle (unless it may be replaced) or other files.
     """
-    if folder.is_file():
-        raise ValueError(f"{folder} is a file: give another folder with --output")
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return
-    try:
-        ours = {Path(name).parts[0] for name in read_json(folder / MANIFEST)["sha256"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ValueError(
-            f"{folder} is not empty and holds no export: give another folder"
-        ) from None
-    others = {path.name for path in folder.iterdir()} - ours - _BESIDE
-    if others:
-        raise ValueError(
-            f"{folder} holds {min(others)} besides an export: move it away, or give another folder"
-        )
-    if not overwrite:
-        raise ValueError(f"{folder} already holds an export: give another --output, or --overwrite")
+    ours: set[str] | None = None
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        ours = {Path(name).parts[0] for name in read_json(folder / MANIFEST)["sha256"]} | _BESIDE
+    check_replaceable(folder, "an export", ours, overwrite=overwrite)
 
 
 def checksums(path: Path) -> dict[str, str]:

@@ -6,6 +6,8 @@ import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import PurePosixPath
+from typing import Self
 from urllib.parse import urlsplit
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -20,12 +22,35 @@ HEADERS = {
 }
 
 
+KINDS = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".mjs": "text/javascript; charset=utf-8",
+    ".json": "application/json",
+    ".webmanifest": "application/manifest+json",
+    ".wasm": "application/wasm",
+    ".png": "image/png",
+    ".txt": "text/plain; charset=utf-8",
+    ".onnx": "application/octet-stream",
+}
+
+
 @dataclass(frozen=True)
 class Page:
     """What an address gives."""
 
     kind: str
     content: bytes
+
+    @classmethod
+    def named(cls, name: str, content: bytes) -> Self:
+        """A file, of the kind that its name tells.
+
+        >>> Page.named("app.js", b"").kind
+        'text/javascript; charset=utf-8'
+        """
+        return cls(KINDS[PurePosixPath(name).suffix], content)
 
 
 def serve_pages(

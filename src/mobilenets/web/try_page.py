@@ -11,7 +11,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from mobilenets.data.files import folder_aside, publish, read_json
+from mobilenets.data.files import check_replaceable, folder_aside, publish, read_json
+from mobilenets.data.images import MOST_PIXELS
 from mobilenets.deploy.bundle import proven_file
 from mobilenets.deploy.target import FLOAT, INT8, TARGETS
 from mobilenets.tasks.attributes.task import Attributes
@@ -20,7 +21,7 @@ from mobilenets.tasks.geolocation.prediction import FINEST
 from mobilenets.tasks.geolocation.task import Geolocation
 from mobilenets.training.run import Run
 from mobilenets.training.task import Task
-from mobilenets.web.map import ring_of
+from mobilenets.web.map import COLOURS, ring_of
 from mobilenets.web.pages import embedded, page_file, render
 from mobilenets.web.server import Page
 
@@ -31,18 +32,6 @@ GPU_FILES = ("ort.jspi.min.mjs", "ort-wasm-simd-threaded.jspi.mjs", "ort-wasm-si
 MAP, MAP_FILES = "world.js", ("d3-array.min.js", "d3-geo.min.js", "topojson-client.min.js")
 SCRIPTS = ("start.js", "app.js", "answers.js", "picture.js", "worker.js", "style.css")
 INDEX, MODEL, NETWORK, WORKER = "index.html", "model.json", "model.onnx", "service-worker.js"
-KINDS = {
-    ".html": "text/html; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".mjs": "text/javascript; charset=utf-8",
-    ".json": "application/json",
-    ".webmanifest": "application/manifest+json",
-    ".wasm": "application/wasm",
-    ".png": "image/png",
-    ".txt": "text/plain; charset=utf-8",
-    ".onnx": "application/octet-stream",
-}
 # Table heads of the answers.
 HEADS = {
     "classification": ("class", "probability"),
@@ -74,7 +63,7 @@ def try_pages(run: Run, *, int8: bool = False) -> dict[str, Page]:
         "file": NETWORK,
         "bytes": len(network),
         "sha256": hashlib.sha256(network).hexdigest(),
-        "most_pixels": Image.MAX_IMAGE_PIXELS,
+        "most_pixels": MOST_PIXELS,
         **reading(run.task),
     }
     maps = {}
@@ -113,9 +102,7 @@ def try_pages(run: Run, *, int8: bool = False) -> dict[str, Page]:
         # The GPU's runtime is kept once it was used.
         on_use=embedded([f"{RUNTIME}/{part}" for part in GPU_FILES]),
     ).encode()
-    return {
-        path: Page(KINDS[PurePosixPath(path).suffix], content) for path, content in files.items()
-    }
+    return {path: Page.named(path, content) for path, content in files.items()}
 
 
 def _network(run: Run, *, int8: bool) -> bytes:
@@ -150,25 +137,12 @@ def write_pages(pages: Mapping[str, Page], folder: Path, *, overwrite: bool = Fa
         ValueError: the folder holds something else, or a page that may not be replaced.
     """
     folder = folder.resolve()
-    if folder.is_file():
-        raise ValueError(f"{folder} is a file: give another folder with --output")
-    if folder.is_dir() and any(folder.iterdir()):
-        if not (folder / WORKER).is_file() or not _is_model(folder / MODEL):
-            raise ValueError(f"{folder} is not empty and holds no page of this kind: give another folder")  # fmt: skip
+    ours: set[str] | None = None
+    if _is_model(folder / MODEL):
         ours = {PurePosixPath(path).parts[0] for path in (*pages, *MAP_FILES, MAP)}
-        others = [
-            path.name
-            for path in folder.iterdir()
-            if path.name not in ours and not path.name.startswith("onnxruntime-")
-        ]
-        if others:
-            raise ValueError(
-                f"{folder} holds {min(others)} besides a page: move it away, or give another folder"
-            )
-        if not overwrite:
-            raise ValueError(
-                f"{folder} already holds a page: give another --output, or --overwrite"
-            )
+        # Also of another version.
+        ours |= {path.name for path in folder.glob("onnxruntime-*")}
+    check_replaceable(folder, "a page", ours, overwrite=overwrite)
     with folder_aside(folder) as aside:
         for path, page in pages.items():
             (aside / path).parent.mkdir(exist_ok=True)
@@ -210,6 +184,7 @@ def reading(task: Task) -> dict[str, Any]:
         return {
             "labels": [],
             "cells": _cells(task),
+            "colours": COLOURS,
             "world": json.loads(page_file("vendor/countries-110m.json")),
         }
     return {}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Pillow warns of more.
-PIXELS = 89_478_485
+from mobilenets.data.images import MOST_PIXELS
+
 # What files are read as; others of Pillow's readers are rarely used, and one starts a program.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
@@ -31,7 +31,7 @@ class Limits:
 
     body_bytes: int = 20_000_000
     images: int = 16
-    pixels: int = PIXELS
+    pixels: int = MOST_PIXELS
     large: int = 16_000_000
     longest: int = 100
     seconds: float = 30.0

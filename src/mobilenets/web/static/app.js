@@ -3,7 +3,6 @@ import {cosine, read} from "./answers.js";
 
 const at = id => document.getElementById(id);
 const WIDEST = 1200, COLOURS = ["#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000"];
-const HEAT = [[254, 224, 144], [253, 141, 60], [214, 47, 39], [103, 0, 31]];
 // Of its own accord, and when it is asked to.
 const USUAL_THREADS = 4, MOST_THREADS = 16;
 
@@ -206,7 +205,7 @@ const TELLERS = {
     return {first: `Cosine ${cosine(...given).toFixed(3)}`, rows: [["cosine, 1 is alike", cosine(...given).toFixed(4)], ["values each", given[0].length]]};
   },
   geolocation(answer) {
-    map ||= worldMap(Object.fromEntries(["map", "told", "globe", "closer", "farther", "home"].map(id => [id === "map" ? "canvas" : id, at(id)])), model.world, HEAT);
+    map ||= worldMap(Object.fromEntries(["map", "told", "globe", "closer", "farther", "home"].map(id => [id === "map" ? "canvas" : id, at(id)])), model.world, model.colours);
     map.show(answer, slots[0].name);
     return {first: `${placeWords(answer.place)}, within ${Math.round(answer.radius_km).toLocaleString("en")} km`, rows: cellRows(answer)};
   },
