@@ -31,7 +31,8 @@ from mobilenets import create_model, tasks
 from mobilenets.architecture import MobileNetSpec, Preprocessing
 from mobilenets.cost import cost
 from mobilenets.data.loaders import make_loader
-from mobilenets.data.sources import ArrayImages, Split, open_source
+from mobilenets.data.sources import open_source
+from mobilenets.data.splits import ArrayImages, Split
 from mobilenets.data.transforms import Distortion
 from mobilenets.training.memory import keep_freed_memory
 from mobilenets.training.processes import ALONE

@@ -12,7 +12,7 @@ from mobilenets import tasks
 from mobilenets.architecture import MobileNetSpec
 from mobilenets.architecture.preprocessing import Preprocessing
 from mobilenets.data.loaders import Batch, MemoryLoader, PhotoLoader, Shard
-from mobilenets.data.sources import ArrayImages, Split
+from mobilenets.data.splits import ArrayImages, Split
 from mobilenets.data.transforms import GREY, Distortion, distort_batch, distort_photo, normalise
 
 SIDE = 8

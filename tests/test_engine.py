@@ -22,7 +22,8 @@ from mobilenets.architecture.layers import ConvUnit
 from mobilenets.architecture.network import MobileNet
 from mobilenets.cli.main import run as cli
 from mobilenets.data.loaders import Batch
-from mobilenets.data.sources import Source, open_source
+from mobilenets.data.sources import open_source
+from mobilenets.data.splits import Source
 from mobilenets.training.curves import read_curves
 from mobilenets.training.device import check_compiler, determinism
 from mobilenets.training.evaluation import evaluate

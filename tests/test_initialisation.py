@@ -12,7 +12,8 @@ from mobilenets import Run, tasks
 from mobilenets.architecture import MobileNetSpec
 from mobilenets.architecture.network import MobileNet
 from mobilenets.data.loaders import MemoryLoader
-from mobilenets.data.sources import Source, open_source
+from mobilenets.data.sources import open_source
+from mobilenets.data.splits import Source
 from mobilenets.training.initialisation import DEPTHWISE_NOISE, freeze_first_layer, prepare, whiten
 from mobilenets.training.loop import train
 from mobilenets.training.processes import ALONE

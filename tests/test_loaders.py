@@ -18,7 +18,7 @@ from mobilenets.data.loaders import (
     PhotoLoader,
     make_loader,
 )
-from mobilenets.data.sources import ArrayImages, FileImages, Split
+from mobilenets.data.splits import ArrayImages, FileImages, Split
 from mobilenets.data.transforms import Distortion, fit, normalise
 
 SMALL = Preprocessing(8, 6, crop_fraction=1.0)

@@ -20,16 +20,8 @@ from pyarrow import parquet
 from torchvision import datasets
 
 from mobilenets.data.images import BadImageError
-from mobilenets.data.sources import (
-    ALL,
-    ArrayImages,
-    Source,
-    Split,
-    data_home,
-    hold_out,
-    open_source,
-    relabel,
-)
+from mobilenets.data.sources import data_home, open_source
+from mobilenets.data.splits import ALL, ArrayImages, Source, Split, hold_out, relabel
 
 CIFAR10 = Path(__file__).parents[2] / "shared/data/cifar10"
 

@@ -28,7 +28,7 @@ from PIL import ExifTags, Image
 
 from mobilenets.data.files import read_json
 from mobilenets.data.images import IMAGE_SUFFIXES, BadImageError, images_below
-from mobilenets.data.sources import FileImages
+from mobilenets.data.splits import FileImages
 
 Format = Literal["coco", "voc", "yolo"]
 # In pixels. A box that reaches out by less was rounded.

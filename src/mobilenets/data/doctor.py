@@ -35,7 +35,7 @@ from mobilenets.data.duplicates import (
 )
 from mobilenets.data.images import BadImageError, read_image
 from mobilenets.data.progress import progress
-from mobilenets.data.sources import Images, Source
+from mobilenets.data.splits import Images, Source
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = get_args(Severity)

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from mobilenets.architecture.preprocessing import Preprocessing
 from mobilenets.data.images import BadImageError
 from mobilenets.data.progress import progress
-from mobilenets.data.sources import UNKNOWN, Images, Split
+from mobilenets.data.splits import UNKNOWN, Images, Split
 from mobilenets.data.transforms import (
     Distortion,
     distort_batch,

@@ -6,7 +6,7 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from mobilenets.data.sources import SPLIT_NAMES
+from mobilenets.data.splits import SPLIT_NAMES
 
 _IMAGES = ("image", "image_id", "file", "filename", "file_name", "path")
 _SPLITS = ("split", "partition", "subset", "set")

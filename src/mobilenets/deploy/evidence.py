@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mobilenets.data.images import find_images
 from mobilenets.data.loaders import Batch, evenly, join
-from mobilenets.data.sources import UNKNOWN
+from mobilenets.data.splits import UNKNOWN
 from mobilenets.training.run import Run
 from mobilenets.training.task import Task
 

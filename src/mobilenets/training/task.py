@@ -21,7 +21,7 @@ from mobilenets.architecture.spec import MobileNetSpec
 from mobilenets.data.doctor import Report
 from mobilenets.data.loaders import Batch, Loader, OnBadImage, evenly
 from mobilenets.data.parts import Part
-from mobilenets.data.sources import ALL, P
+from mobilenets.data.splits import ALL, P
 from mobilenets.training.agreement import Agreement
 from mobilenets.training.recipe import DistillationChoice, Recipe
 

@@ -15,7 +15,7 @@ from mobilenets.data.doctor import (
     printable,
     report_on,
 )
-from mobilenets.data.sources import Split
+from mobilenets.data.splits import Split
 from mobilenets.tasks.attributes.data import open_attributes
 from mobilenets.tasks.attributes.metrics import HALF
 

@@ -17,7 +17,7 @@ from mobilenets.architecture.preprocessing import Preprocessing
 from mobilenets.architecture.spec import MobileNetSpec
 from mobilenets.data.doctor import Report
 from mobilenets.data.loaders import Batch, Loader, OnBadImage, make_loader
-from mobilenets.data.sources import ALL, FileImages, Split, divide, join
+from mobilenets.data.splits import ALL, FileImages, Split, divide, join
 from mobilenets.data.transforms import Distortion
 from mobilenets.tasks.attributes.data import AttributeSource, open_attributes
 from mobilenets.tasks.attributes.doctor import check

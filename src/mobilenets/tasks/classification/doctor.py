@@ -32,14 +32,8 @@ from mobilenets.data.doctor import (
     sort_findings,
 )
 from mobilenets.data.images import IMAGE_SUFFIXES, images_below
-from mobilenets.data.sources import (
-    ALL,
-    FileImages,
-    class_folders,
-    is_image_folder,
-    open_source,
-    split_folders,
-)
+from mobilenets.data.sources import class_folders, is_image_folder, open_source, split_folders
+from mobilenets.data.splits import ALL, FileImages
 from mobilenets.tasks.classification.plausibility import (
     FEWEST_IN_CLASS,
     FOLDS,

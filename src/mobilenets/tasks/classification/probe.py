@@ -15,7 +15,7 @@ from torch import nn
 from mobilenets.architecture.network import MobileNet
 from mobilenets.data.loaders import Loader
 from mobilenets.data.progress import progress
-from mobilenets.data.sources import UNKNOWN
+from mobilenets.data.splits import UNKNOWN
 
 _MOST_IMAGES = 20_000
 _STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)

@@ -18,9 +18,9 @@ from mobilenets.architecture.preprocessing import Preprocessing, channel_order
 from mobilenets.architecture.spec import MobileNetSpec
 from mobilenets.data.doctor import Report
 from mobilenets.data.loaders import SMALL_SIDE, Batch, Loader, OnBadImage, evenly, make_loader
-from mobilenets.data.sources import (
+from mobilenets.data.sources import NAMED_SETS, open_source
+from mobilenets.data.splits import (
     ALL,
-    NAMED_SETS,
     UNKNOWN,
     FileImages,
     Source,
@@ -28,7 +28,6 @@ from mobilenets.data.sources import (
     fold_of,
     hold_out,
     join,
-    open_source,
     relabel,
 )
 from mobilenets.data.transforms import Distortion

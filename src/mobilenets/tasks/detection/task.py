@@ -19,7 +19,7 @@ from mobilenets.data.boxes import BoxSource, BoxSplit, open_boxes, usable, with_
 from mobilenets.data.doctor import Report
 from mobilenets.data.loaders import Batch, Loader, OnBadImage
 from mobilenets.data.parts import Part
-from mobilenets.data.sources import divide
+from mobilenets.data.splits import divide
 from mobilenets.tasks.detection.boxes import (
     EVERYTHING,
     Objects,

@@ -13,15 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobilenets.data.images import images_below
-from mobilenets.data.sources import (
-    ALL,
-    UNKNOWN,
-    FileImages,
-    Split,
-    class_folders,
-    fingerprint_of,
-    split_folder_of_each,
-)
+from mobilenets.data.sources import class_folders, split_folder_of_each
+from mobilenets.data.splits import ALL, UNKNOWN, FileImages, Split, fingerprint_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 
 from mobilenets.data.doctor import SPLIT_ORDER, Finding, Item, Report, printable, report_on
-from mobilenets.data.sources import UNKNOWN, Split
+from mobilenets.data.splits import UNKNOWN, Split
 from mobilenets.tasks.embedding.data import IdentitySource, alone, open_identities
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mobilenets.data.sources import UNKNOWN
+from mobilenets.data.splits import UNKNOWN
 from mobilenets.training.imitation import squared
 from mobilenets.training.recipe import EmbeddingChoice
 

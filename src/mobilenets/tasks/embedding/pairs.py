@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mobilenets.data.images import IMAGE_SUFFIXES
 from mobilenets.data.loaders import make_loader
-from mobilenets.data.sources import UNKNOWN, FileImages, Split
+from mobilenets.data.splits import UNKNOWN, FileImages, Split
 from mobilenets.tasks.embedding.verification import (
     FOLDS,
     SamePairs,

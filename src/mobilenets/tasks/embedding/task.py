@@ -20,7 +20,7 @@ from mobilenets.architecture.spec import MobileNetSpec
 from mobilenets.architecture.steps import Steps
 from mobilenets.data.doctor import Report
 from mobilenets.data.loaders import Batch, Loader, OnBadImage, make_loader
-from mobilenets.data.sources import ALL, UNKNOWN, FileImages, Split, divide, join
+from mobilenets.data.splits import ALL, UNKNOWN, FileImages, Split, divide, join
 from mobilenets.data.transforms import Distortion
 from mobilenets.tasks.embedding.data import (
     IdentitySource,

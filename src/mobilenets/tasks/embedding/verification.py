@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mobilenets.data.sources import UNKNOWN
+from mobilenets.data.splits import UNKNOWN
 
 FAR = (0.1, 0.01, 0.001, 0.0001)
 # So many wrong pairs must be let in for the share of them to mean something.

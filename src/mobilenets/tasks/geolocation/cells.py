@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobilenets.data.progress import progress
-from mobilenets.data.sources import UNKNOWN
+from mobilenets.data.splits import UNKNOWN
 from mobilenets.tasks.geolocation.earth import EARTH_RADIUS_KM, centres, distance_km
 
 Ids = NDArray[np.uint64]

@@ -17,20 +17,22 @@ from numpy.typing import NDArray
 from mobilenets.data.gps import read_gps
 from mobilenets.data.images import images_below
 from mobilenets.data.loaders import read_in_threads
-from mobilenets.data.sources import (
+from mobilenets.data.parquet import (
+    bytes_column,
+    column_of,
+    encoded_images,
+    parquet_files,
+    read_parquet,
+)
+from mobilenets.data.sources import class_folders
+from mobilenets.data.splits import (
     ALL,
     SPLIT_NAMES,
     UNKNOWN,
     FileImages,
     Images,
     Split,
-    bytes_column,
-    class_folders,
-    column_of,
-    encoded_images,
     fingerprint_of,
-    parquet_files,
-    read_parquet,
 )
 from mobilenets.data.tables import (
     Rows,

@@ -17,7 +17,7 @@ from mobilenets.data.doctor import (
     printable,
     report_on,
 )
-from mobilenets.data.sources import UNKNOWN
+from mobilenets.data.splits import UNKNOWN
 from mobilenets.tasks.geolocation.cells import Ids, leaf_cells, parents_of
 from mobilenets.tasks.geolocation.data import PLACE_LEVEL, Photos, open_photos
 

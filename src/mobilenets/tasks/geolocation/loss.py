@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mobilenets.data.sources import UNKNOWN
+from mobilenets.data.splits import UNKNOWN
 from mobilenets.tasks.geolocation.earth import EARTH_RADIUS_KM
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mobilenets.data.loaders import Batch
-from mobilenets.data.sources import UNKNOWN
+from mobilenets.data.splits import UNKNOWN
 from mobilenets.tasks.geolocation.cells import Cells
 from mobilenets.tasks.geolocation.earth import SCALES_KM, distance_km
 

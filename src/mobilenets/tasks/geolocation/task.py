@@ -19,7 +19,7 @@ from mobilenets.architecture.preprocessing import Preprocessing
 from mobilenets.architecture.spec import MobileNetSpec
 from mobilenets.data.doctor import Report
 from mobilenets.data.loaders import Batch, Loader, OnBadImage, make_loader
-from mobilenets.data.sources import UNKNOWN, FileImages, Split, divide, join
+from mobilenets.data.splits import UNKNOWN, FileImages, Split, divide, join
 from mobilenets.data.transforms import Distortion
 from mobilenets.tasks.geolocation.cells import Cells, Partition, parents_of
 from mobilenets.tasks.geolocation.data import Photos, PhotoSource, divide_places, open_photos
