@@ -354,6 +354,7 @@ FULL = Recipe(
     batch_size=8,
     accumulate=2,
     drop_last=True,
+    shuffle_shards=4,
     optimizer=OptimizerChoice(
         name="rmsprop",
         lr=1e-7,

@@ -13,6 +13,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, Self, TypeVar
 
@@ -25,6 +26,8 @@ from torch.utils.data import DataLoader, Dataset
 from mobilenets.architecture.preprocessing import Preprocessing
 from mobilenets.data.images import BadImageError
 from mobilenets.data.progress import progress
+from mobilenets.data.shards.images import ShardImages
+from mobilenets.data.shards.store import ShardError, reading_ahead
 from mobilenets.data.splits import UNKNOWN, Images, Split
 from mobilenets.data.transforms import (
     Distortion,
@@ -180,13 +183,24 @@ class Loader(Protocol):
 
 @dataclass(frozen=True)
 class Order:
-    """Which images make up which batch."""
+    """Which images make up which batch.
+
+    Args:
+        shards_N: the shard that each image lies in; images of `window` shards, drawn anew in each epoch, are shuffled together.
+            With no more shards than that all images are, as those that lie in none.
+
+    >>> order = Order(6, 2, 0, shuffled=True, shards_N=torch.tensor([0, 0, 1, 1, 2, 2]), window=1)
+    >>> [order.shards_N[rows].tolist() for rows in order.rows(0)]
+    [[2, 2], [0, 0], [1, 1]]
+    """
 
     count: int
     batch_size: int
     seed: int
     shuffled: bool
     drop_last: bool = False
+    shards_N: Tensor | None = None
+    window: int = 1
 
     @property
     def used(self) -> int:
@@ -198,11 +212,29 @@ class Order:
     def rows(self, epoch: int) -> Sequence[Tensor]:
         if not self.shuffled:
             return torch.split(torch.arange(self.count), self.batch_size)
-        order = torch.randperm(self.count, generator=generator_of(self.seed, epoch))
+        order = self._shuffle(generator_of(self.seed, epoch))
         return torch.split(order[: self.used], self.batch_size)
 
     def __len__(self) -> int:
         return -(-self.used // self.batch_size)
+
+    def _shuffle(self, random: torch.Generator) -> Tensor:
+        shards = [] if self.shards_N is None else self._shards(self.shards_N)
+        if len(shards) <= self.window:
+            return torch.randperm(self.count, generator=random)
+        drawn = torch.randperm(len(shards), generator=random).tolist()
+        parts: list[Tensor] = []
+        for start in range(0, len(drawn), self.window):
+            rows = torch.cat([shards[number] for number in drawn[start : start + self.window]])
+            parts.append(rows[torch.randperm(len(rows), generator=random)])
+        return torch.cat(parts)
+
+    @staticmethod
+    def _shards(shards_N: Tensor) -> list[Tensor]:
+        """The images of each shard."""
+        order = torch.argsort(shards_N, stable=True)
+        _, counts = torch.unique_consecutive(shards_N[order], return_counts=True)
+        return list(torch.split(order, counts.tolist()))
 
     def straight(self) -> Order:
         """All of them, from the first to the last."""
@@ -267,10 +299,13 @@ def _order_of(
     shuffled: bool,
     drop_last: bool,
     group: int | None,
+    images: Images | None = None,
+    window: int = 1,
 ) -> Order | GroupedOrder:
     if group is not None and shuffled:
         return GroupedOrder(targets_N, batch_size, seed, group)
-    return Order(len(targets_N), batch_size, seed, shuffled, drop_last)
+    shards_N = torch.from_numpy(images.shards) if isinstance(images, ShardImages) else None
+    return Order(len(targets_N), batch_size, seed, shuffled, drop_last, shards_N, window)
 
 
 class MemoryLoader:
@@ -381,10 +416,15 @@ class Photos(Dataset[Any], ABC):
     def __getitem__(self, asked: tuple[int, int]) -> Any:
         """One image, changed as its epoch says."""
 
+    @property
+    def images(self) -> Images:
+        """Those that are read."""
+        images: Images = self._split.images
+        return images
+
     def name(self, index: int) -> str:
         """What an error message calls an image."""
-        name: str = self._split.images.name(index)
-        return name
+        return self.images.name(index)
 
     def still(self) -> Self:
         """The same without changes."""
@@ -433,11 +473,29 @@ class DiskLoader(ABC):
         self._asked[:] = [[(epoch, int(row)) for row in batch] for batch in rows]
         if self._reader is None:
             self._reader = self._start_reader()
-        for position, (read, rows_N) in enumerate(zip(self._reader, rows, strict=True), start):
-            if isinstance(read, str):
-                raise BadImageError(read)
-            batch = self._batch(read, rows_N, (self._order.seed, epoch, position))
-            yield replace(batch, whole=len(whole[position - start]), rows_N=rows_N)
+        with self._ahead(rows) as reached:
+            for position, (read, rows_N) in enumerate(zip(self._reader, rows, strict=True), start):
+                if isinstance(read, str):
+                    raise BadImageError(read)
+                reached(position - start)
+                batch = self._batch(read, rows_N, (self._order.seed, epoch, position))
+                yield replace(batch, whole=len(whole[position - start]), rows_N=rows_N)
+
+    @contextmanager
+    def _ahead(self, rows: Sequence[Tensor]) -> Iterator[Callable[[int], None]]:
+        """Bring shards from elsewhere before their images are read; gives what to tell which batch is reached."""
+        images = self._photos.images
+        if not (
+            isinstance(images, ShardImages)
+            and images.store.fetches
+            and isinstance(self._order, Order)
+        ):
+            yield lambda _: None
+            return
+        shards_N = torch.from_numpy(images.shards)
+        asked = [torch.unique(shards_N[batch]).tolist() for batch in rows]
+        with reading_ahead(images.store, asked, self._order.window) as reached:
+            yield reached
 
     def _start_reader(self) -> DataLoader[Any]:
         workers = min(self._workers, len(self._asked))
@@ -502,12 +560,20 @@ class PhotoLoader(DiskLoader):
         *,
         drop_last: bool = False,
         group: int | None = None,
+        window: int = 1,
     ) -> None:
         photos = _Photos(split, preprocessing, distortion, seed, STILL)
         targets_N = torch.from_numpy(split.targets)
         shuffled = distortion is not None
         order = _order_of(
-            targets_N, batch_size, seed, shuffled=shuffled, drop_last=drop_last, group=group
+            targets_N,
+            batch_size,
+            seed,
+            shuffled=shuffled,
+            drop_last=drop_last,
+            group=group,
+            images=split.images,
+            window=window,
         )
         super().__init__(photos, preprocessing, order, workers)
         self._targets_N = targets_N
@@ -538,7 +604,7 @@ class _Photos(Photos):
         epoch, index = asked
         try:
             image_CHW = self._split.images.read(index, self._preprocessing.channel_count)
-        except BadImageError as error:
+        except (BadImageError, ShardError) as error:
             return str(error)
         if self.distortion is None:
             return fit(image_CHW, self._preprocessing)
@@ -558,6 +624,7 @@ def make_loader(
     *,
     drop_last: bool = False,
     group: int | None = None,
+    window: int = 1,
     what: str = "images",
     on_bad_image: OnBadImage = "stop",
 ) -> tuple[Loader, tuple[str, ...]]:
@@ -565,12 +632,13 @@ def make_loader(
 
     Small images (up to 96 pixels a side, 1 GiB in all) are kept in memory, others stay on disk.
     Every image is decoded once before training starts, so a damaged one is found at the start and
-    not hours later.
+    not hours later; those of shards when they are written, or when they are first used.
 
     Args:
         distortion: for training; None for evaluation.
         drop_last: leave an incomplete last batch of training out.
         group: so many images of a class stand together in batches of training.
+        window: so many shards are shuffled together, where images lie in some.
         what: what the progress bar calls the images.
         on_bad_image: `stop` raises for images that can't be read, `skip` leaves them out.
 
@@ -581,6 +649,14 @@ def make_loader(
         BadImageError: names the damaged images (with `stop`).
         ValueError: no image is left.
     """
+    how: dict[str, Any] = {
+        "preprocessing": preprocessing,
+        "batch_size": batch_size,
+        "distortion": distortion,
+        "seed": seed,
+        "drop_last": drop_last,
+        "group": group,
+    }
     in_memory = _fits_in_memory(split, preprocessing)
     pixels: list[Tensor | None] = []
     problems: list[str] = []
@@ -592,6 +668,9 @@ def make_loader(
             return str(error)
         return fit(image_CHW, preprocessing).permute(1, 2, 0) if in_memory else None
 
+    shards = split.images if isinstance(split.images, ShardImages) else None
+    if shards is not None and shards.checked and not in_memory:
+        return PhotoLoader(split, **how, window=window), ()
     good: list[int] = []
     for index, result in enumerate(read_in_threads(read, len(split), what)):
         if isinstance(result, str):
@@ -600,25 +679,14 @@ def make_loader(
             good.append(index)
             pixels.append(result)
     refuse_bad_images(problems, len(split), what, on_bad_image)
+    if shards is not None and not problems:
+        shards.note_checked()
     kept = split if len(good) == len(split) else split.take(good)
     if not in_memory:
-        photos = PhotoLoader(
-            kept, preprocessing, batch_size, distortion, seed, drop_last=drop_last, group=group
-        )
-        return photos, tuple(problems)
+        return PhotoLoader(kept, **how, window=window), tuple(problems)
     stacked_NHWC = torch.stack([image for image in pixels if image is not None])
     targets_N = torch.from_numpy(kept.targets)
-    small = MemoryLoader(
-        stacked_NHWC,
-        targets_N,
-        preprocessing,
-        batch_size,
-        distortion,
-        seed,
-        drop_last=drop_last,
-        group=group,
-        images=kept.images,
-    )
+    small = MemoryLoader(stacked_NHWC, targets_N, **how, images=kept.images)
     return small, tuple(problems)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mobilenets.data.splits import ALL, SPLIT_NAMES, EncodedImages, Source, Split
 
@@ -82,24 +83,16 @@ def open_parquet(folder: Path, files: Sequence[Path], where: str) -> Source:
         raise ValueError(
             f"{where}: no image column (bytes, or a struct with bytes) among {', '.join(schema.names)}"
         )
-    label_column, labels = _label_column(schema, where, joined)
-    index: dict[object, int] = {label: target for target, label in enumerate(labels)}
-    index |= {target: target for target in range(len(labels))}
+    label_name, labels = label_column(schema, where, joined)
     splits = {}
     for name, table in joined.items():
         column = column_of(table, images_name, where, name)
-        values = column_of(table, label_column, where, name).to_pylist()
+        values = column_of(table, label_name, where, name).to_pylist()
         if not values:
             continue
-        targets = []
-        for row, value in enumerate(values):
-            if value not in index:
-                raise ValueError(
-                    f"{where} {name} row {row}: {value!r} is not one of the {len(labels)} labels"
-                )
-            targets.append(index[value])
+        targets_N = targets_of(values, labels, f"{where} {name}")
         images = encoded_images(column, f"{where} {name}")
-        splits[name] = Split(images, np.array(targets, dtype=np.int64))
+        splits[name] = Split(images, targets_N)
     if not splits:
         raise ValueError(f"{where}: it holds no images")
     if len(labels) < 2:
@@ -119,8 +112,31 @@ def bytes_column(schema: Any) -> str | None:
     return next((str(field.name) for field in schema if holds_images(field.type)), None)
 
 
-def _label_column(schema: Any, where: str, tables: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """The column of classes and their names: from the Hub's metadata, else from the values."""
+def targets_of(values: Sequence[object], labels: Sequence[str], origin: str) -> NDArray[np.int64]:
+    """Class indices of labels, which are names or indices already.
+
+    Raises:
+        ValueError: names the first row whose label is none of them.
+
+    >>> targets_of(["dog", 0], ["cat", "dog"], "pets")
+    array([1, 0])
+    """
+    index: dict[object, int] = {label: target for target, label in enumerate(labels)}
+    index |= {target: target for target in range(len(labels))}
+    for row, value in enumerate(values):
+        if value not in index:
+            raise ValueError(
+                f"{origin} row {row}: {value!r} is not one of the {len(labels)} labels"
+            )
+    return np.array([index[value] for value in values], dtype=np.int64)
+
+
+def label_column(schema: Any, where: str, tables: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """The column of classes and their names: from the Hub's metadata, else from the values.
+
+    Raises:
+        ValueError: there is no such column.
+    """
     metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     features = metadata.get("info", {}).get("features", {})
     named = {name: f["names"] for name, f in features.items() if "names" in f}

@@ -1,4 +1,4 @@
-"""Where labelled images come from: folders, Parquet in the Hub's layout, and named sets."""
+"""Where labelled images come from: folders, Parquet in the Hub's layout, shards, and named sets."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import numpy as np
 
 from mobilenets.data.images import images_below
 from mobilenets.data.parquet import open_parquet, parquet_files
+from mobilenets.data.shards.images import is_shards, open_shards
+from mobilenets.data.shards.places import is_address
 from mobilenets.data.splits import (
     ALL,
     SPLIT_NAMES,
@@ -24,7 +26,7 @@ NAMED_SETS = ("digits", "cifar10", "cifar100")
 
 
 def open_source(where: str | Path) -> Source:
-    """Open a folder, a Parquet folder or a named set (`digits`, `cifar10`, `cifar100`).
+    """Open a folder, a Parquet folder, shards or a named set (`digits`, `cifar10`, `cifar100`).
 
     Raises:
         ValueError: one sentence that says what is wrong with it, and where.
@@ -35,6 +37,8 @@ def open_source(where: str | Path) -> Source:
     """
     if str(where) in NAMED_SETS:
         return _open_digits() if str(where) == "digits" else _download_cifar(str(where))
+    if is_shards(where):
+        return open_shards(where)
     folder = Path(where)
     if folder.is_file():
         if folder.suffix == ".parquet":
@@ -50,12 +54,24 @@ def open_source(where: str | Path) -> Source:
 
 
 def is_image_folder(where: str | Path) -> bool:
-    """Whether `open_source` would look for image files there: a folder, and none of Parquet files.
+    """Whether `open_source` would look for image files there: a folder, and none of Parquet files or shards.
 
     >>> is_image_folder("digits")
     False
     """
-    return str(where) not in NAMED_SETS and Path(where).is_dir() and not parquet_files(Path(where))
+    if str(where) in NAMED_SETS or is_shards(where):
+        return False
+    return Path(where).is_dir() and not parquet_files(Path(where))
+
+
+def settled(where: str) -> str:
+    """A place as it is found from any folder: paths become absolute, names and addresses stay.
+
+    >>> settled("digits"), settled("s3://bucket/shards")
+    ('digits', 's3://bucket/shards')
+    """
+    stays = where in NAMED_SETS or is_address(where)
+    return where if stays else str(Path(where).resolve())
 
 
 def split_folders(folder: Path) -> dict[str, list[Path]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -81,7 +82,9 @@ def begin(kind: type[Task], wanted: Wanted, processes: Processes, device: torch.
     start = None if wanted.weights is None else _start(kind, wanted, wanted.weights)
     spec = parse_spec(wanted.model or kind.default_model) if start is None else start.spec
     name = str(spec).replace("/", "-")
-    folder = wanted.output or Path("runs") / f"{Path(wanted.data).name}-{name}"
+    # An address may have braces and stars in it.
+    data_name = re.sub(r"[^\w.-]+", "-", Path(wanted.data).name).strip("-")
+    folder = wanted.output or Path("runs") / f"{data_name}-{name}"
     if processes.first:
         check_free(folder, overwrite=wanted.overwrite)
     recipe = _recipe(kind, wanted, spec)

@@ -201,6 +201,9 @@ class Recipe(_Choices):
     batch_size: int = Field(default=64, ge=2, description="images a step, over all processes")
     accumulate: int = Field(default=1, ge=1, description="pieces a batch is worked through in")
     drop_last: bool = Field(default=False, description="leave an incomplete last batch out")
+    shuffle_shards: int = Field(
+        default=8, ge=1, description="shards whose images are shuffled together"
+    )
     optimizer: OptimizerChoice = OptimizerChoice()
     schedule: ScheduleChoice = ScheduleChoice()
     augmentation: AugmentationChoice = AugmentationChoice()

@@ -18,7 +18,7 @@ from mobilenets.architecture.preprocessing import Preprocessing, channel_order
 from mobilenets.architecture.spec import MobileNetSpec
 from mobilenets.data.doctor import Report
 from mobilenets.data.loaders import SMALL_SIDE, Batch, Loader, OnBadImage, evenly, make_loader
-from mobilenets.data.sources import NAMED_SETS, open_source
+from mobilenets.data.sources import open_source, settled
 from mobilenets.data.splits import (
     ALL,
     UNKNOWN,
@@ -188,9 +188,7 @@ class Classification(Task):
         assert source is not None, "a task read back from a run trains on no data"
         train = _training_part(source)
         record: dict[str, Any] = {
-            "where": source.where
-            if source.where in NAMED_SETS
-            else str(Path(source.where).resolve()),
+            "where": settled(source.where),
             "fingerprint": source.fingerprint(),
             "train_fingerprint": train.fingerprint(),
         }
@@ -231,6 +229,7 @@ class Classification(Task):
             source.where,
             evaluation_batch=EVALUATION_BATCH,
             on_bad_image=on_bad_image,
+            window=recipe.shuffle_shards,
         )
         skipped = [*bad_train, *bad_val]
         record |= {
