@@ -27,6 +27,7 @@ from mobilenets.cli.reproduce import reproduce
 from mobilenets.cli.search import search
 from mobilenets.cli.serve import serve
 from mobilenets.cli.several import spread
+from mobilenets.cli.shard import shard
 from mobilenets.cli.share import pull, push
 from mobilenets.cli.train import train
 from mobilenets.cli.web import web
@@ -69,6 +70,7 @@ for verb in (
     explore,
     doctor,
     convert,
+    shard,
     train,
     evaluate,
     predict,

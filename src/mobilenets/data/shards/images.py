@@ -134,7 +134,7 @@ def open_shards(where: str | Path) -> Source:
         splits[name] = Split(images, index.targets[rows])
     if len(index.labels) < 2:
         raise ValueError(f"{where} has one class: a classifier needs two")
-    return Source(place, index.labels, splits)
+    return Source(place, index.labels, splits, mirror=index.mirror)
 
 
 def _written(place: str) -> Index | None:

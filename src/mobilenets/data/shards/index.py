@@ -10,7 +10,7 @@ import hashlib
 import json
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -56,6 +56,7 @@ class Index:
         table: an Arrow table with a row for each image: `shard`, `key`, `place` (the offset in a tar file, the row in Parquet),
             `size` in bytes, and `label`.
         checked: whether every image was decoded when the shards were written.
+        mirror: whether a mirrored image keeps its class.
     """
 
     layout: Layout
@@ -64,6 +65,7 @@ class Index:
     labels: tuple[str, ...]
     table: Any
     checked: bool
+    mirror: bool = True
 
     @cached_property
     def shards(self) -> NDArray[np.int64]:
@@ -96,6 +98,7 @@ class Index:
             "layout": self.layout,
             "labels": list(self.labels),
             "checked": self.checked,
+            "mirror": self.mirror,
             "splits": {name: list(numbers) for name, numbers in self.splits.items()},
             "shards": [
                 {"name": name_of(f.address), "bytes": f.size, "sha256": f.sha256}
@@ -149,6 +152,7 @@ def read_written(place: str) -> Index:
             labels=tuple(manifest["labels"]),
             table=pa.ipc.open_file(pa.py_buffer(rows)).read_all(),
             checked=manifest["checked"],
+            mirror=manifest["mirror"],
         )
     except (KeyError, TypeError, json.JSONDecodeError, pa.ArrowException) as error:
         raise ValueError(f"{where} is damaged ({type(error).__name__}: {error})") from None
@@ -170,7 +174,7 @@ def read_foreign(splits: Mapping[str, Sequence[str]], layout: Layout, where: str
     folder = cache_folder() / f"index-{mark}"
     if (folder / MANIFEST).is_file():
         kept = read_written(str(folder))
-        return Index(layout, tuple(files), kept.splits, kept.labels, kept.table, kept.checked)
+        return replace(kept, files=tuple(files))
     index = _scan(files, numbers, layout, where)
     manifest, rows = index.to_bytes()
     write_aside(folder / TABLE, rows)
