@@ -473,7 +473,7 @@ class DiskLoader(ABC):
         self._asked[:] = [[(epoch, int(row)) for row in batch] for batch in rows]
         if self._reader is None:
             self._reader = self._start_reader()
-        with self._ahead(rows) as reached:
+        with self._ahead(whole) as reached:
             for position, (read, rows_N) in enumerate(zip(self._reader, rows, strict=True), start):
                 if isinstance(read, str):
                     raise BadImageError(read)
@@ -485,16 +485,13 @@ class DiskLoader(ABC):
     def _ahead(self, rows: Sequence[Tensor]) -> Iterator[Callable[[int], None]]:
         """Bring shards from elsewhere before their images are read; gives what to tell which batch is reached."""
         images = self._photos.images
-        if not (
-            isinstance(images, ShardImages)
-            and images.store.fetches
-            and isinstance(self._order, Order)
-        ):
+        if not (isinstance(images, ShardImages) and images.store.fetches):
             yield lambda _: None
             return
         shards_N = torch.from_numpy(images.shards)
         asked = [torch.unique(shards_N[batch]).tolist() for batch in rows]
-        with reading_ahead(images.store, asked, self._order.window) as reached:
+        window = self._order.window if isinstance(self._order, Order) else 1
+        with reading_ahead(images.store, asked, window) as reached:
             yield reached
 
     def _start_reader(self) -> DataLoader[Any]:

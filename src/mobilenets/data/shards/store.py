@@ -14,7 +14,9 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from mobilenets.data.files import sha256, user_cache
+from filelock import FileLock
+
+from mobilenets.data.files import sha256, user_cache, write_aside
 from mobilenets.data.shards.places import Layout, file_system, is_address, name_of
 
 CACHE, ROOM = "MOBILENETS_SHARDS", "MOBILENETS_SHARDS_GB"
@@ -24,6 +26,8 @@ WAIT = 0.5
 # So much is fetched at once, and again where it did not come whole.
 BLOCK = 1 << 24
 ROWS = 256
+# Seconds.
+ASKED_EVERY = 0.1
 
 
 class ShardError(ValueError):
@@ -51,18 +55,20 @@ class Store:
     """The shards of a data set, each as a file that can be read at any place.
 
     Tar files of this machine are read where they are. Those from elsewhere are fetched once, and Parquet, whose rows can be read
-    in groups only, is laid out anew beside them.
+    in groups only, is laid out anew beside them. Only the process that made the store does so, and those that read for it ask it
+    to: a process that is forked off while a thread holds a lock would wait for that lock for ever.
     """
 
     def __init__(self, files: Sequence[ShardFile], layout: Layout) -> None:
         self.files, self.layout = tuple(files), layout
+        self._owner = os.getpid()
         self._broken: dict[int, str] = {}
         self._whole: set[int] = set()
 
     @cached_property
     def fetches(self) -> bool:
-        """Whether shards are brought from elsewhere."""
-        return any(is_address(file.address) for file in self.files)
+        """Whether shards are brought from elsewhere, or laid out anew."""
+        return self.layout == "parquet" or any(is_address(file.address) for file in self.files)
 
     def read(self, shard: int, place: int, size: int) -> bytes:
         """The bytes of one sample's image.
@@ -114,9 +120,12 @@ class Store:
         kept = self.kept(file)
         if not kept.is_file():
             kept.parent.mkdir(parents=True, exist_ok=True)
-            with _alone(kept):
-                if not kept.is_file():
-                    self._bring(file, kept)
+            if os.getpid() != self._owner:
+                _ask_for(kept)
+            else:
+                with FileLock(_beside(kept, "lock")):
+                    if not kept.is_file():
+                        self._bring(file, kept)
         if not checked:
             with contextlib.suppress(FileNotFoundError):
                 os.utime(kept)
@@ -126,7 +135,7 @@ class Store:
         if self.layout == "webdataset":
             fetch(file, kept)
         elif is_address(file.address):
-            whole = kept.with_name(f".{kept.name}.parquet")
+            whole = _beside(kept, "parquet")
             fetch(file, whole)
             try:
                 _lay_out(whole, kept, file.address)
@@ -142,6 +151,31 @@ class Store:
         mark = hashlib.sha256(told.encode()).hexdigest()[:16]
         suffix = ".arrow" if self.layout == "parquet" else ""
         return cache_folder() / f"{mark}-{name_of(file.address)}{suffix}"
+
+    def wanted(self) -> list[int]:
+        """The shards that processes which read for this one ask for."""
+        asked = {path.name for path in cache_folder().glob(".*.wanted")}
+        if not asked:
+            return []
+        return [
+            number
+            for number, file in enumerate(self.files)
+            if _beside(self.kept(file), "wanted").name in asked
+        ]
+
+    def offer(self, shard: int) -> None:
+        """Bring a shard here for those that read; what is wrong with it is for them to say."""
+        kept = self.kept(self.files[shard])
+        try:
+            self.local(shard)
+        except (ShardError, OSError) as error:
+            write_aside(_beside(kept, "failed"), str(error).encode())
+        _beside(kept, "wanted").unlink(missing_ok=True)
+
+    def forget_failures(self) -> None:
+        """What failed in an earlier attempt may go right in this one."""
+        for file in self.files:
+            _beside(self.kept(file), "failed").unlink(missing_ok=True)
 
     def make_room(self, needed: Sequence[int]) -> None:
         """Throw away kept shards, longest unread first, until `MOBILENETS_SHARDS_GB` are enough; not those still needed."""
@@ -171,9 +205,6 @@ def reading_ahead(store: Store, asked: Sequence[Sequence[int]], window: int) -> 
         asked: the shards that each batch takes images from.
         window: so many shards are brought before their turn.
     """
-    if not store.fetches:
-        yield lambda _: None
-        return
     first: dict[int, int] = {}
     last: dict[int, int] = {}
     for batch, shards in enumerate(asked):
@@ -181,20 +212,26 @@ def reading_ahead(store: Store, asked: Sequence[Sequence[int]], window: int) -> 
             first.setdefault(shard, batch)
             last[shard] = batch
     order = sorted(first, key=lambda shard: first[shard])
-    reached, over, moved = 0, False, threading.Condition()
+    reached, over, moved = -1, False, threading.Condition()
+    store.forget_failures()
 
     def ahead() -> None:
-        for number, shard in enumerate(order):
+        brought = 0
+        while True:
             with moved:
-                while not over and number >= window + sum(first[s] <= reached for s in order):
-                    moved.wait()
+                begun = sum(first[shard] <= reached + 1 for shard in order)
+                due = brought < min(len(order), begun + window)
+                if not (due or over):
+                    moved.wait(ASKED_EVERY)
                 if over:
                     return
-                needed = [s for s in order[: number + 1] if last[s] >= reached]
+                needed = [shard for shard in order[: brought + 1] if last[shard] >= reached]
             store.make_room(needed)
-            # Whoever reads the shard says what is wrong with it.
-            with contextlib.suppress(ShardError, OSError):
-                store.local(shard)
+            if due:
+                store.offer(order[brought])
+                brought += 1
+            for shard in store.wanted():
+                store.offer(shard)
 
     def reach(batch: int) -> None:
         nonlocal reached
@@ -219,7 +256,7 @@ def fetch(file: ShardFile, path: Path) -> None:
         ShardError: it did not come whole in several attempts, or is not what was written.
         OSError: the disk is full.
     """
-    part = path.with_name(f".{path.name}.part")
+    part = _beside(path, "part")
     for again in (True, False):
         _fetch(file, part)
         found = sha256(part)
@@ -296,13 +333,24 @@ def _room() -> float | None:
     return room
 
 
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Several processes may want a file at once; one brings it."""
-    from filelock import FileLock
+def _beside(kept: Path, what: str) -> Path:
+    return kept.with_name(f".{kept.name}.{what}")
 
-    with FileLock(path.with_name(f".{path.name}.lock")):
-        yield
+
+def _ask_for(kept: Path) -> None:
+    """Wait until the process that this one reads for has brought a shard here.
+
+    Raises:
+        ShardError: it could not.
+    """
+    wanted, failed, parent = _beside(kept, "wanted"), _beside(kept, "failed"), os.getppid()
+    wanted.touch()
+    while not kept.is_file():
+        if failed.is_file():
+            raise ShardError(failed.read_text(encoding="utf-8"))
+        if os.getppid() != parent:
+            raise ShardError(f"{kept}: the process that brings shards here has ended")
+        time.sleep(ASKED_EVERY / 4)
 
 
 def _fetch(file: ShardFile, part: Path) -> None:
@@ -377,7 +425,7 @@ def _lay_out(parquet_file: Path, kept: Path, address: str) -> None:
 
     from mobilenets.data.parquet import bytes_column, encoded_images
 
-    part = kept.with_name(f".{kept.name}.part")
+    part = _beside(kept, "part")
     try:
         with parquet.ParquetFile(parquet_file) as file:
             before = file.schema_arrow
