@@ -135,14 +135,20 @@ def norm_seconds(spec: MobileNetSpec, cluster: Cluster) -> float:
     )
 
 
-def norm_seconds_on_cpus(spec: MobileNetSpec, cluster: Cluster) -> float:
-    """The same of the package's own module for CPUs: four sums a layer, in rings."""
-    if cluster.processes == 1:
-        return 0.0
-    return sum(
-        2 * (cluster.ring(FLOAT * (channels + 1)) + cluster.ring(FLOAT * channels))
+def sums_on_cpus(spec: MobileNetSpec) -> list[int]:
+    """Bytes of each all-reduce of a step on CPUs: the gradients, four sums a layer of the package's own synchronised batch
+    norm, and whether someone wants to stop or to save.
+
+    >>> sizes = sums_on_cpus(MobileNetSpec.parse("1.0-224"))
+    >>> len(sizes), sum(sizes)
+    (111, 17103232)
+    """
+    norms = [
+        FLOAT * size
         for channels in norm_channels(spec)
-    )
+        for size in (channels + 1, channels, channels, channels + 1)
+    ]
+    return [*gradient_buckets(spec), *norms, 2 * FLOAT]
 
 
 @dataclass(frozen=True)
