@@ -18,6 +18,7 @@ import gc
 import json
 import math
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -333,17 +334,25 @@ def train(samples: Path, model: str, mine: Processes) -> dict:
 
 
 def part(name: str, count: int, scratch: Path, *arguments: str) -> dict:
-    """A measurement in new processes of one thread."""
-    command = [sys.executable]
-    if count > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    command += [__file__, "part", name, "--scratch", str(scratch), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, check=True, stdout=subprocess.PIPE, text=True, env=environment, timeout=300
-    )
+    """A measurement in new processes of one thread, who find each other as torchrun's do."""
+    command = [sys.executable, __file__, "part", name, "--scratch", str(scratch), *arguments]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    running = [
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **place, "RANK": str(rank)},
+        )
+        for rank in range(count)
+    ]
+    said = [process.communicate(timeout=300)[0] for process in running]
+    assert not any(process.returncode for process in running)
     print(f"{name} {' '.join(arguments[1::2])} ({count})", file=sys.stderr, flush=True)
-    return json.loads(done.stdout)
+    return json.loads(said[0])
 
 
 def run_part(options: argparse.Namespace) -> None:
