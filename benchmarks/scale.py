@@ -197,8 +197,9 @@ def seconds_since(started: float) -> float:
 
 
 def collectives(mine: Processes) -> dict:
-    """Median seconds of an all-reduce by size and precision, and what a ring explains of fp32."""
+    """Median seconds of an all-reduce by size and precision; latency and bandwidth of a ring by the quickest in fp32."""
     results: dict[str, dict[str, float]] = {}
+    quickest: dict[int, float] = {}
     for precision in (torch.float32, torch.bfloat16):
         times: dict[str, float] = {}
         for size in MESSAGES:
@@ -211,14 +212,47 @@ def collectives(mine: Processes) -> dict:
                 dist.all_reduce(values)
                 spent.append(seconds_since(started))
             times[str(values.numel())] = statistics.median(spent)
+            if precision == torch.float32:
+                quickest[size] = min(spent)
         results[str(precision).removeprefix("torch.")] = times
-    # The latency as the small ones have it, the bandwidth as the largest.
-    fp32, others = results["float32"], mine.count - 1
-    latency = fp32["1"] / (2 * others)
-    largest = MESSAGES[-1]
-    rest = fp32[str(largest // 4)] - fp32["1"]
+    others, smallest, largest = mine.count - 1, MESSAGES[0], MESSAGES[-1]
+    latency = quickest[smallest] / (2 * others)
+    rest = quickest[largest] - quickest[smallest]
     bandwidth = 2 * others / mine.count * largest / rest
-    return {"seconds_by_values": results, "latency": latency, "bandwidth": bandwidth}
+    return {
+        "seconds_by_values": results,
+        "latency": latency,
+        "bandwidth": bandwidth,
+        "in_step": in_step(mine),
+    }
+
+
+def in_step(mine: Processes) -> float:
+    """Seconds that a small sum takes from processes that compute before each, as synchronised batch norm has them: the
+    slowest is waited for every time, and a process that has just computed is not the first to be woken.
+    """
+    a, b = torch.randn(2, 320, 320)
+    values = torch.zeros(512)
+
+    def spent(summing: bool) -> float:
+        times = []
+        for _ in range(100):
+            started = time.perf_counter()
+            for _ in range(2):
+                a @ b
+            if summing:
+                dist.all_reduce(values)
+            times.append(seconds_since(started))
+        return statistics.mean(times[20:])
+
+    alone = 0.0
+    for rank in range(mine.count):
+        mine.wait()
+        if rank == mine.rank:
+            alone = spent(summing=False)
+    mine.wait()
+    together = spent(summing=True)
+    return together - alone * max(1, mine.count / CORES_HERE)
 
 
 class Training:
@@ -436,7 +470,7 @@ def check(result: dict) -> list[dict]:
                 read=each / reader["images_per_second"],
                 readers=1,
                 cores=CORES_HERE,
-                collective=sum(seconds_of(size, count, constants) for size in sums),
+                collective=waited(sums, count, constants),
                 jitter=constants["steps"][model]["spread"],
                 on_cores=True,
             )
@@ -456,11 +490,18 @@ def check(result: dict) -> list[dict]:
     return rows
 
 
-def seconds_of(size: float, count: int, constants: dict) -> float:
-    """Of an all-reduce between so many processes here, between the sizes that were timed."""
-    times = constants["collectives"][str(count)]["seconds_by_values"]["float32"]
+def waited(sums: list[int], count: int, constants: dict) -> float:
+    """Seconds of the all-reduces of a step between so many processes here: small ones as they are in step, large ones between
+    the sizes that were timed.
+    """
+    if not sums:
+        return 0.0
+    measured = constants["collectives"][str(count)]
+    times = measured["seconds_by_values"]["float32"]
     values, seconds = zip(*((int(key), value) for key, value in times.items()), strict=True)
-    return float(np.interp(size / FLOAT, values, seconds))
+    return sum(
+        max(measured["in_step"], float(np.interp(size / FLOAT, values, seconds))) for size in sums
+    )
 
 
 @dataclass(frozen=True)
