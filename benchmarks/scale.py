@@ -470,13 +470,21 @@ def check(result: dict) -> list[dict]:
                 read=each / reader["images_per_second"],
                 readers=1,
                 cores=CORES_HERE,
-                collective=waited(sums, count, constants),
                 jitter=constants["steps"][model]["spread"],
                 on_cores=True,
             )
             # All that is sent is in the measured seconds.
             cluster = Cluster(count, Link(0, 1), Link(0, 1), per_machine=count)
-            foretold = each * count / simulate(work, cluster, steps=200).seconds
+            foretold, idle = (
+                each
+                * count
+                / simulate(
+                    replace(work, collective=waited(sums, count, constants, in_step=in_step)),
+                    cluster,
+                    steps=200,
+                ).seconds
+                for in_step in (True, False)
+            )
             seen = measured["images_per_second"]
             rows.append(
                 {
@@ -485,14 +493,15 @@ def check(result: dict) -> list[dict]:
                     "measured": seen,
                     "simulated": foretold,
                     "error": foretold / seen - 1,
+                    "error_with_sums_of_idle_processes": idle / seen - 1,
                 }
             )
     return rows
 
 
-def waited(sums: list[int], count: int, constants: dict) -> float:
-    """Seconds of the all-reduces of a step between so many processes here: small ones as they are in step, large ones between
-    the sizes that were timed.
+def waited(sums: list[int], count: int, constants: dict, *, in_step: bool) -> float:
+    """Seconds of the all-reduces of a step between so many processes here, between the sizes that were timed; `in_step` takes no
+    less than a small one takes between processes that have just computed.
     """
     if not sums:
         return 0.0
@@ -500,7 +509,11 @@ def waited(sums: list[int], count: int, constants: dict) -> float:
     times = measured["seconds_by_values"]["float32"]
     values, seconds = zip(*((int(key), value) for key, value in times.items()), strict=True)
     return sum(
-        max(measured["in_step"], float(np.interp(size / FLOAT, values, seconds))) for size in sums
+        max(
+            measured["in_step"] if in_step else 0.0,
+            float(np.interp(size / FLOAT, values, seconds)),
+        )
+        for size in sums
     )
 
 
@@ -617,7 +630,8 @@ def foretell(plan: Plan, gpu: Gpu, count: int, constants: dict, model: str = MOD
         "batch": batch,
         "images_per_second": batch * count / step.seconds,
         "step": {name: 1000 * value for name, value in asdict(step).items()},
-        "begin_hours": begin / 3600,
+        "begin_seconds": begin,
+        "epoch_seconds": epoch,
         "hours": (begin + EPOCHS * epoch) * factor / 3600,
         "best_save_interval": best_interval(save, between),
     }
@@ -741,6 +755,8 @@ def draw(result: dict, path: Path) -> None:
     }
     for name, colour in colours.items():
         values = np.array([row["step"][name] for row in rows])
+        if not values.any():
+            continue
         parts.bar(places, values, bottom=bottom, color=colour, label=names[name], width=0.7)
         bottom += values
     parts.set(xlabel="GPUs", ylabel="milliseconds", title="A step, as it is, middle of the bounds")
