@@ -72,7 +72,7 @@ PARTS = ("photos", "archive", "collectives", "steps", "state", "training")
 CROPPED = Distortion(mirror=True, min_area=0.35)
 MODERN = replace(CROPPED, randaugment=9, randaugment_share=0.5)
 # ImageNet's training archive has 147,897,477,120 bytes for 1,281,167 photos, mostly 500 pixels long.
-IMAGES, VALIDATION, ARCHIVE_BYTES, LONG_SIDE = 1_281_167, 50_000, 147_897_477_120, 500
+IMAGES, VALIDATION, LONG_SIDE = 1_281_167, 50_000, 500
 QUALITY = 98
 READ_BATCH = 32
 # Batches that are timed, and the one that the trainings take.
