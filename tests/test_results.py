@@ -1,5 +1,7 @@
 """The figures of the documentation are those of the JSON files that their commands wrote."""
 
+import doctest
+import importlib
 import json
 import re
 import subprocess
@@ -113,3 +115,30 @@ def test_tiles_are_placed_better_than_without_a_network(path):
             low, high = result["test"]["intervals"][scale]
             assert low < result["test"][scale] < high
             assert low > baseline["intervals"][scale][1], (name, scale)
+
+
+def test_the_model_of_training_time_keeps_its_worked_values(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    failed, attempted = doctest.testmod(importlib.import_module("scale_model"))
+    assert attempted
+    assert not failed
+
+
+def test_the_page_on_scale_says_what_its_file_says():
+    result = json.loads((RESULTS / "scale.json").read_text())
+    page = (ROOT / "docs" / "scale.md").read_text()
+    assert result["machine"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", result["date"])
+    for plan in result["curve"].values():
+        for slow, middle, fast in zip(*plan["rows"].values(), strict=True):
+            step = middle["step"]
+            parts = [step[name] for name in ("compute", "data", "stragglers", "collective")]
+            assert sum(parts) == pytest.approx(step["seconds"], rel=0.01)
+            cells = [f"{middle['gpus']}", f"{middle['batch']}", *(f"{part:.1f}" for part in parts)]
+            cells += [f"{row['hours']:.2f}" for row in (slow, middle, fast)]
+            assert f"| {' | '.join(cells)} |" in page
+    for row in result["check"]:
+        assert row["error"] == pytest.approx(row["simulated"] / row["measured"] - 1, abs=2e-3)
+        cells = [row["model"], f"{row['processes']}", f"{row['measured']:.1f}"]
+        cells += [f"{row['simulated']:.1f}", f"{100 * row['error']:+.0f} %"]
+        assert f"| {' | '.join(cells)} |" in page
