@@ -96,7 +96,7 @@ def kept(result: dict[str, Any], truth: dict[int, int]) -> dict[str, Any]:
     seen = Counter(numbers(result))
     came = [pair for batch in (result["epochs"] or [[]])[0] for pair in batch]
     said = [line for line in result["log"].splitlines() if re.search("(?i)warning|retry", line)]
-    said = [line for line in said if "set_vital" not in line]
+    said = [line for line in said if not re.search("set_vital|This DataLoader", line)]
     return {
         "missing": PHOTOS - len(seen),
         "doubled": seen.total() - len(seen),
