@@ -264,7 +264,7 @@ def test_room_is_kept(server, kept, monkeypatch):
     assert len(list(kept.glob("[!.]*.tar"))) < 3
     monkeypatch.setenv(store.ROOM, "much")
     with pytest.raises(ValueError, match="MOBILENETS_SHARDS_GB is a number of gigabytes"):
-        split.images.store.make_room([])
+        open_source(server.address)
 
 
 def tar_of(path, samples):

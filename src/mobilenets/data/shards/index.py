@@ -10,6 +10,7 @@ import hashlib
 import json
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -43,6 +44,7 @@ from mobilenets.data.shards.store import (
 FORMAT = 1
 TABLE = "shards.arrow"
 NAMES = "classnames.txt"
+DESCRIBED_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,8 @@ def read_foreign(splits: Mapping[str, Sequence[str]], layout: Layout, where: str
     numbers: dict[str, list[int]] = {}
     for name, shards in splits.items():
         numbers[name] = list(range(len(files), len(files) + len(shards)))
-        files += [describe(shard) for shard in shards]
+        with ThreadPoolExecutor(DESCRIBED_AT_ONCE) as pool:
+            files += pool.map(describe, shards)
     told = json.dumps([[f.address, f.size, f.mark] for f in files])
     mark = hashlib.sha256(told.encode()).hexdigest()[:24]
     folder = cache_folder() / f"index-{mark}"

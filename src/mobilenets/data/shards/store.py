@@ -57,10 +57,14 @@ class Store:
     Tar files of this machine are read where they are. Those from elsewhere are fetched once, and Parquet, whose rows can be read
     in groups only, is laid out anew beside them. Only the process that made the store does so, and those that read for it ask it
     to: a process that is forked off while a thread holds a lock would wait for that lock for ever.
+
+    Raises:
+        ValueError: `MOBILENETS_SHARDS_GB` is no number.
     """
 
     def __init__(self, files: Sequence[ShardFile], layout: Layout) -> None:
         self.files, self.layout = tuple(files), layout
+        self._room = _room()
         self._owner = os.getpid()
         self._broken: dict[int, str] = {}
         self._whole: set[int] = set()
@@ -154,13 +158,14 @@ class Store:
 
     def wanted(self) -> list[int]:
         """The shards that processes which read for this one ask for."""
-        asked = {path.name for path in cache_folder().glob(".*.wanted")}
-        if not asked:
+        return self._marked("wanted")
+
+    def _marked(self, what: str) -> list[int]:
+        found = {path.name for path in cache_folder().glob(f".*.{what}")}
+        if not found:
             return []
         return [
-            number
-            for number, file in enumerate(self.files)
-            if _beside(self.kept(file), "wanted").name in asked
+            n for n, file in enumerate(self.files) if _beside(self.kept(file), what).name in found
         ]
 
     def offer(self, shard: int) -> None:
@@ -168,19 +173,20 @@ class Store:
         kept = self.kept(self.files[shard])
         try:
             self.local(shard)
-        except (ShardError, OSError) as error:
+        # Whatever it is, who waits for the shard must hear of it.
+        except Exception as error:
             write_aside(_beside(kept, "failed"), str(error).encode())
         _beside(kept, "wanted").unlink(missing_ok=True)
 
     def forget_failures(self) -> None:
         """What failed in an earlier attempt may go right in this one."""
-        for file in self.files:
-            _beside(self.kept(file), "failed").unlink(missing_ok=True)
+        self._broken.clear()
+        for shard in self._marked("failed"):
+            _beside(self.kept(self.files[shard]), "failed").unlink(missing_ok=True)
 
     def make_room(self, needed: Sequence[int]) -> None:
         """Throw away kept shards, longest unread first, until `MOBILENETS_SHARDS_GB` are enough; not those still needed."""
-        room = _room()
-        if room is None:
+        if self._room is None:
             return
         spared = {self.kept(self.files[shard]) for shard in needed}
         kept: list[tuple[float, int, Path]] = []
@@ -190,7 +196,7 @@ class Store:
                     kept.append((path.stat().st_mtime, path.stat().st_size, path))
         total = sum(size for _, size, _ in kept)
         for _, size, path in sorted(kept):
-            if total <= room:
+            if total <= self._room:
                 return
             if path not in spared:
                 path.unlink(missing_ok=True)
