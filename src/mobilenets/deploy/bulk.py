@@ -14,7 +14,6 @@ import socket
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -32,6 +31,7 @@ from mobilenets.data.images import BadImageError
 from mobilenets.data.progress import progress, say
 from mobilenets.data.results import open_results
 from mobilenets.deploy.predictor import BATCH, TORCH, Engine, find_engine, predict_images
+from mobilenets.deploy.tries import Tries
 from mobilenets.runtimes.quiet import in_short, quiet
 from mobilenets.training.interrupt import interrupts
 from mobilenets.training.memory import keep_freed_memory
@@ -241,7 +241,7 @@ def cluster(address: str | None = None, workers: int | None = None) -> Iterator[
     """A cluster of Ray to work on: how many processes there will be.
 
     The one that this process is in already, if it is in one; else the one at the address; else one on this machine alone, which is gone with the
-    block. It answers nobody but this machine, and nobody without a key that is made for it.
+    block. That one answers nobody but this machine, and nobody without a key that is made for it, unless Ray was imported before.
 
     Raises:
         ValueError: there is no such cluster.
@@ -333,8 +333,9 @@ def _answers(
     shares = [
         pa.table({"image": names[start : start + SHARE]}) for start in range(0, len(names), SHARE)
     ]
+    # Ray gives what a killed process had in hand to the next one, and that without end.
+    tries = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Tries).remote()
     try:
-        tries = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Tries).remote()
         data = ray.data.from_arrow(shares).map_batches(
             _Worker,
             fn_constructor_args=(*worker, tries),
@@ -352,18 +353,8 @@ def _answers(
         raise ValueError(
             f"Ray ended before its work, and the same command goes on ({in_short(error)})"
         ) from None
-
-
-class _Tries:
-    """How often what was begun: Ray gives what a killed process had in hand to the next one, and that without end."""
-
-    def __init__(self) -> None:
-        self._begun: Counter[str] = Counter()
-
-    def begin(self, what: str) -> int:
-        """How often it was begun before."""
-        self._begun[what] += 1
-        return self._begun[what] - 1
+    finally:
+        ray.kill(tries)
 
 
 class _Worker:
