@@ -71,7 +71,7 @@ class Done:
     Args:
         predicted: images, now.
         failed: that are in the results with an error, whenever that was.
-        skipped: that were in the results before.
+        skipped: that were in the results before, without one.
         images_per_second: of all processes together, once the first answers have come.
         start_seconds: until then.
         runtime: that was asked; None where nothing was left to ask.
@@ -150,8 +150,8 @@ def predict_in_bulk(
             results.forget_errors()
         known = results.errors()
         waiting = dict.fromkeys(name for name in names if name not in known)
-        skipped = len(names) - len(waiting)
         failed = sum(known.get(name) is not None for name in names)
+        skipped = len(names) - len(waiting) - failed
         if not waiting:
             return Done(output, len(names), 0, failed, skipped, 0.0, 0.0, None, 0)
         engine = _engine(run, bulk)
@@ -168,11 +168,10 @@ def predict_in_bulk(
                     failed += len(rows) - rows["error"].null_count
                     if interrupt():
                         break
-        wrong = failed - sum(known.get(name) is not None for name in names)
         return Done(
             output,
             len(names),
-            len(names) - skipped - len(waiting) - wrong,
+            len(names) - skipped - failed - len(waiting),
             failed,
             skipped,
             clock.images_per_second,
