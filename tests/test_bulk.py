@@ -155,13 +155,15 @@ def pipe(folder, name):
 
 
 def kill_reader(path):
-    """Kill the process that has a pipe open."""
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            opened = {str(link.readlink()) for link in (process / "fd").iterdir()}
-            if str(path) in opened and int(process.name) != os.getpid():
-                os.kill(int(process.name), signal.SIGKILL)
-                return
+    """Kill the process that has a pipe open; it may take it a moment to have it."""
+    over = time.monotonic() + 10
+    while time.monotonic() < over:
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                opened = {str(link.readlink()) for link in (process / "fd").iterdir()}
+                if str(path) in opened and int(process.name) != os.getpid():
+                    os.kill(int(process.name), signal.SIGKILL)
+                    return
 
 
 def test_a_killed_process_loses_and_doubles_nothing(cluster, exported, photos, tmp_path):
@@ -180,7 +182,7 @@ def test_a_killed_process_loses_and_doubles_nothing(cluster, exported, photos, t
     thread.start()
     images = sorted(photos.iterdir())
     done = predict_in_bulk(Run.load(exported), images, tmp_path / "results", Bulk())
-    thread.join()
+    thread.join(10)
     assert kills
     assert (done.predicted, done.failed, done.skipped) == (len(images), 0, 0)
     rows = read(tmp_path / "results")

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -158,7 +158,13 @@ def predict_in_bulk(
         schema = _schema(example, shape if bulk.outputs else None)
         worker = (str(run.folder.absolute()), run.task, replace(bulk, runtime=engine.runtime))
         clock = _Clock()
-        with cluster(address, workers) as processes, interrupts() as interrupt:
+        with (
+            cluster(address, workers) as processes,
+            interrupts() as interrupt,
+            # Ray writes to it that a process was killed, and `--json` is for programs.
+            Path(os.devnull).open("w") as nowhere,
+            redirect_stdout(nowhere),
+        ):
             say(f"{len(waiting):,} images for {processes} processes of Ray, which start")
             answers = _answers(waiting, (*worker, schema), processes)
             with closing(answers):
