@@ -77,10 +77,51 @@ def predict(
     ] = None,
     runtime: RuntimeOption = "auto",
     on_bad_image: BadImageOption = "stop",
+    engine: Annotated[
+        str,
+        typer.Option(help="threads, or ray: processes, for very many photos; with --output."),
+    ] = "threads",
+    output: Annotated[
+        Path | None,
+        typer.Option(help="A folder for Parquet files; what is in it is not done again."),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="A cluster of Ray, HOST:PORT or auto; else it starts one here."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes of Ray; as many as there are cores.")
+    ] = None,
+    outputs: Annotated[
+        bool, typer.Option("--outputs", help="Also keep the network's outputs, to teach with.")
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Predict again what failed before.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Predict the five most likely labels of each image, or what a detector finds in it."""
     leave_out = leaving_out(on_bad_image)
+    if engine not in ("threads", "ray"):
+        raise ValueError(f"--engine is threads or ray, not {engine!r}")
+    of_ray = {
+        "--output": output,
+        "--address": address,
+        "--workers": workers,
+        "--outputs": outputs,
+        "--retry-failed": retry_failed,
+    }
+    not_of_ray = {
+        "--every": every != 1,
+        "--csv": as_csv,
+        "--draw": draw,
+        "--coco": coco,
+        "--geojson": as_geojson,
+        "--map": world_map,
+    }
+    for option, given in (not_of_ray if engine == "ray" else of_ray).items():
+        if given:
+            raise ValueError(f"{option} does not go with --engine {engine}")
     if as_json + as_csv + as_geojson + (coco is not None) > 1:
         raise ValueError("give one of --json, --csv, --geojson and --coco")
     if not 0 <= every < math.inf:
@@ -103,10 +144,17 @@ def predict(
         raise ValueError(
             f"--finest, --geojson and --map are for geolocation, and {run} has learnt {opened.task.name}"
         )
+    if engine == "ray":
+        if output is None:
+            raise ValueError("--engine ray writes files: give --output FOLDER")
+        asked = {"runtime": runtime, "outputs": outputs, "score": score, "side": tile}
+        spread = {"address": address, "workers": workers, "retry_failed": retry_failed}
+        _predict_in_bulk(opened, images, output, asked, spread, on_bad_image, as_json=as_json)
+        return
     over = Event()
     pictures = find_pictures(images, every, leave_out=leave_out, over=over.is_set)
     batch = batch_for(pictures)
-    engine = find_engine(opened, runtime, batch=batch)
+    found = find_engine(opened, runtime, batch=batch)
     rows_of: RowsOf | None = None
     if coco is not None:
         from mobilenets.tasks.detection.coco_results import CocoResults
@@ -117,7 +165,7 @@ def predict(
         score = 0.01 if score is None else score
         rows_of = CocoResults(coco, opened.labels).rows
     elif as_json:
-        rows_of = partial(_json_rows, engine.runtime)
+        rows_of = partial(_json_rows, found.runtime)
     elif as_csv:
         rows_of = _csv_rows
     elif as_geojson:
@@ -135,7 +183,7 @@ def predict(
         for image, prediction in predict_images(
             opened,
             pictures.images,
-            engine,
+            found,
             batch_size=batch,
             stages=stages,
             over=over,
@@ -159,7 +207,7 @@ def predict(
     if not said:
         fail("no image could be read")
     if rows_of is None:
-        note(f"through {engine.runtime}, {stages.images_per_second():,.0f} images/s ({stages})")
+        note(f"through {found.runtime}, {stages.images_per_second():,.0f} images/s ({stages})")
     elif as_csv:
         # Where nothing was found in any image, no row tells the columns.
         fields = dict.fromkeys(key for row in rows or [{"image": None}] for key in row)
@@ -175,6 +223,39 @@ def predict(
     if on_map is not None:
         on_map.write()
         note(f"map: {world_map}")
+
+
+def _predict_in_bulk(
+    run: Run,
+    images: list[str],
+    output: Path,
+    asked: dict[str, Any],
+    spread: dict[str, Any],
+    on_bad_image: str,
+    *,
+    as_json: bool,
+) -> None:
+    """Predict with Ray, and end with 1 where an image failed, unless such are left out."""
+    from mobilenets.data.images import find_images
+    from mobilenets.data.video import Video
+    from mobilenets.deploy.bulk import Bulk, predict_in_bulk
+
+    for place in filter(Video.names, images):
+        raise ValueError(f"{place}: --engine ray is for photos")
+    done = predict_in_bulk(run, find_images(images), output, Bulk(**asked), **spread)
+    if as_json:
+        print_json(done.to_dict())
+    through = (
+        f" through {done.runtime}, {done.images_per_second:,.0f} images/s" if done.runtime else ""
+    )
+    note(f"{output}: {done.predicted:,} images predicted{through}, {done.skipped:,} there before")
+    if done.failed:
+        note(f"{done.failed:,} have an error in their row; --retry-failed predicts them again")
+    if done.exit_code:
+        note("stopped: the same command goes on")
+        raise typer.Exit(done.exit_code)
+    if done.failed and on_bad_image == "stop":
+        raise typer.Exit(1)
 
 
 def _place(image: Path | Frame) -> dict[str, Any]:

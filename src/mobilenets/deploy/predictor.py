@@ -48,13 +48,14 @@ class Engine:
     form: Form = "network"
 
 
-def find_engine(run: Run, wanted: str = "auto", *, batch: int = 1) -> Engine:
+def find_engine(run: Run, wanted: str = "auto", *, batch: int = 1, threads: int = 0) -> Engine:
     """The runtime that a run predicts with.
 
     Args:
         wanted: `auto` takes the fastest on this machine of those for which the run was exported in floats and
             proven equal, and `torch` where there are none.
         batch: images at a time, for which it is to be fast.
+        threads: how many cores one call of an export may use; 0 leaves it to the runtime.
 
     Raises:
         ValueError: the runtime is unknown, or there is no export of these weights that was proven.
@@ -71,7 +72,7 @@ def find_engine(run: Run, wanted: str = "auto", *, batch: int = 1) -> Engine:
         }
         for name, (file, form) in files.items():
             try:
-                engines.append(_engine(name, find_runtime(name).open(file), form))
+                engines.append(_engine(name, find_runtime(name).open(file, threads), form))
             except (ValueError, ImportError):
                 # One that is missing, or can't read its file any more, is none of those to choose from.
                 if wanted != "auto":
@@ -119,6 +120,7 @@ def predict_images(
     over: Event | None = None,
     side: int | None = None,
     score: float | None = None,
+    readers: int | None = None,
 ) -> Iterator[tuple[Path | Frame | BadImageError, Prediction | BadImageError]]:
     """What a run says of each image, in order, or what is wrong with it.
 
@@ -129,6 +131,7 @@ def predict_images(
         side: of parts that large images are also looked at in, in pixels.
         score: the least that a box is told with.
         over: set when no more answers are wanted, so that who gives the images can stop looking for the next.
+        readers: threads that read images; as many as there are cores where None.
     """
     stages, over = stages or Stages(), over or Event()
     task = run.task.reading(engine.form, score)
@@ -142,7 +145,7 @@ def predict_images(
         except BadImageError as error:
             return error
 
-    with _readers(1) as ahead, _readers(os.cpu_count()) as pool:
+    with _readers(1) as ahead, _readers(readers or os.cpu_count()) as pool:
 
         def take() -> list[tuple[Path | Frame | BadImageError, Prepared | BadImageError]]:
             # One image alone may have hundreds of parts.

@@ -14,10 +14,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mobilenets.architecture.preprocessing import Preprocessing, channel_order
 from mobilenets.data.files import read_json, sha256
+from mobilenets.data.results import is_results, read_outputs
 from mobilenets.runtimes.model import RUNTIMES, Model, runtime_of
 from mobilenets.runtimes.quiet import in_short
 from mobilenets.training.recipe import DistillationChoice
@@ -138,7 +140,7 @@ class FileTeacher:
 
 
 class StoredTeacher:
-    """Outputs that were stored, by the image that they are of: a folder with `outputs.npy` and `images.txt`.
+    """Outputs that were stored, by the image that they are of: a folder with `outputs.npy` and `images.txt`, or of results with outputs.
 
     Args:
         preprocessing: of the model that learns, since nothing is asked anew.
@@ -150,20 +152,13 @@ class StoredTeacher:
     def __init__(self, name: str, preprocessing: Preprocessing) -> None:
         folder = Path(name)
         self.name, self.preprocessing = name, preprocessing
-        self.labels = _lines(folder / "labels.txt") if (folder / "labels.txt").is_file() else ()
-        names = _lines(folder / IMAGES)
-        try:
-            outputs = np.load(folder / OUTPUTS, allow_pickle=False)
-            self._outputs = torch.from_numpy(outputs.astype(np.float32))
-        except (OSError, ValueError, EOFError) as error:
-            raise ValueError(f"{folder / OUTPUTS} can't be read ({in_short(error)})") from None
-        if outputs.ndim < 2 or len(outputs) != len(names):
-            raise ValueError(
-                f"{folder} names {len(names):,} images, and {OUTPUTS} has the shape {outputs.shape}: "
-                "it holds a row for each"
-            )
+        read = read_outputs if is_results(folder) else _plain_outputs
+        names, outputs, self.labels = read(folder)
+        self._outputs = torch.from_numpy(outputs)
         self._row_of = {name: row for row, name in enumerate(names)}
-        self.fingerprint = sha256(folder / OUTPUTS) + sha256(folder / IMAGES)
+        digest = hashlib.sha256(outputs.tobytes())
+        digest.update("\n".join(names).encode())
+        self.fingerprint = digest.hexdigest()
 
     def told(self, images: Sequence[str]) -> Tensor:
         """Outputs of images, which are known by their paths or the ends of those.
@@ -191,9 +186,31 @@ class StoredTeacher:
         """It stays where it is."""
 
     def _find(self, image: str) -> int | None:
-        parts = Path(image).parts
-        ends = ("/".join(parts[start:]) for start in range(len(parts)))
-        return next((self._row_of[end] for end in (image, *ends) if end in self._row_of), None)
+        parts = Path(image).absolute().parts
+        # The first is the root, with its own stroke.
+        ends = ("/".join(parts[start:]) for start in range(1, len(parts)))
+        known = (image, str(Path(*parts)), *ends)
+        return next((self._row_of[end] for end in known if end in self._row_of), None)
+
+
+def _plain_outputs(folder: Path) -> tuple[list[str], NDArray[np.float32], tuple[str, ...]]:
+    """The images that `images.txt` names, the rows of `outputs.npy`, and the labels where they are known.
+
+    Raises:
+        ValueError: it does not hold an output for each name.
+    """
+    labels = _lines(folder / "labels.txt") if (folder / "labels.txt").is_file() else ()
+    names = list(_lines(folder / IMAGES))
+    try:
+        outputs = np.load(folder / OUTPUTS, allow_pickle=False).astype(np.float32)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{folder / OUTPUTS} can't be read ({in_short(error)})") from None
+    if outputs.ndim < 2 or len(outputs) != len(names):
+        raise ValueError(
+            f"{folder} names {len(names):,} images, and {OUTPUTS} has the shape {outputs.shape}: "
+            "it holds a row for each"
+        )
+    return names, outputs, labels
 
 
 def _lines(path: Path) -> tuple[str, ...]:
@@ -230,7 +247,7 @@ def _find(reference: str, task: Task, choice: DistillationChoice) -> Teacher:
     path = Path(reference)
     if (path / "manifest.json").is_file():
         path = path / str(read_json(path / "manifest.json")["file"])
-    if (path / OUTPUTS).is_file():
+    if (path / OUTPUTS).is_file() or is_results(path):
         return StoredTeacher(reference, task.preprocessing)
     if path.is_file() and path.suffix in {runtime.suffix for runtime in RUNTIMES}:
         return _from_file(reference, path, choice)
