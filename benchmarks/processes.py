@@ -1,0 +1,231 @@
+"""Training in several processes on one machine: how it scales, what the gradients' way costs, and what a lost node does to accuracy.
+
+    python benchmarks/processes.py [--runs runs/processes]
+
+Three parts, all on scikit-learn's digits:
+
+- scaling: 1, 2 and 4 processes of one thread each, gradients in fp32 and in bf16. `--steps` steps of one model at one global
+  batch size; images a second, and of the gradients' all-reduce its bytes a step, its time, and how much of that
+  passed while the backward pass went on (PyTorch's own clock of DistributedDataParallel). The model is the best case for nobody:
+  as many bytes of gradients as a MobileNet of width 0.5, and small images.
+- equal: one training from the start to the end in 1, 2 and 4 processes, and with gradients in bf16: its figures.
+- elastic: `--seeds` trainings that nobody disturbs; then, with each of these seeds, two agents (`torchrun --nnodes 1:2`), of which
+  the one that does not host the rendezvous is killed with its process in the middle of an epoch. Top-1 is that of the test split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from mobilenets import tasks
+from mobilenets.training.begin import Wanted, begin
+from mobilenets.training.device import provenance
+from mobilenets.training.processes import processes
+from mobilenets.training.session import Session
+from mobilenets.training.stages import Stages
+from verb import mobilenets
+
+COUNTS = (1, 2, 4)
+LARGE = ["--model", "0.5-32-s8", "--set", "batch_size=64"]
+SMALL = ["digits", "--model", "0.25-16-s8-shallow", "--set", "batch_size=128", "--device", "cpu"]
+EPOCHS = 8
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+
+
+def torchrun(count: int, *arguments: object) -> str:
+    command = [*TORCHRUN, "--standalone", "--nproc-per-node", str(count), *map(str, arguments)]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def steps(folder: Path, count: int, reduce_in: str) -> None:
+    """Some steps in one of several processes; the first of them writes what they took."""
+    with processes(torch.device("cpu")) as (mine, device):
+        changes = {"batch_size": 64, "reduce_in": reduce_in}
+        wanted = Wanted(data="digits", model="0.5-32-s8", output=folder, changes=changes)
+        job = begin(tasks.find("classification"), wanted, mine, device)
+        mine.wait()
+        session = Session(job.run, job.data, job.recipe, device, mine, None)
+        batches = job.data.train.batches(1, 0, mine.shard)
+        for _ in range(3):
+            session.step(next(batches), 0.01, Stages())
+        mine.wait()
+        started, images = time.perf_counter(), 0
+        for _ in range(count):
+            batch = next(batches)
+            session.step(batch, 0.01, Stages())
+            images += batch.whole
+        mine.wait()
+        found: dict[str, object] = {
+            "processes": mine.count,
+            "reduce_in": reduce_in,
+            "images_per_second": images / (time.perf_counter() - started),
+        }
+        if mine.count > 1:
+            clock = session._shared._get_ddp_logging_data()  # type: ignore[operator]
+            sizes = [int(size) for size in clock["rebuilt_bucket_sizes"].split(",")]
+            found |= {
+                "buckets": len(sizes),
+                "bytes": sum(sizes) // (2 if reduce_in == "bf16" else 1),
+                "all_reduce_ms": clock["avg_backward_comm_time"] / 1e6,
+                "overlapped_ms": clock["avg_backward_compute_comm_overlap_time"] / 1e6,
+                "backward_ms": clock["avg_backward_compute_time"] / 1e6,
+            }
+        if mine.first:
+            (folder / "steps.json").write_text(json.dumps(found))
+
+
+def scaling(runs: Path, count: int) -> list[dict]:
+    rows = []
+    for number in COUNTS:
+        for reduce_in in ("fp32", "bf16") if number > 1 else ("fp32",):
+            folder = runs / f"steps-{number}-{reduce_in}"
+            shutil.rmtree(folder, ignore_errors=True)
+            torchrun(number, __file__, "--worker", folder, reduce_in, "--steps", count)
+            row = json.loads((folder / "steps.json").read_text())
+            row["scaling"] = row["images_per_second"] / (rows or [row])[0]["images_per_second"]
+            print(row, flush=True)
+            rows.append(row)
+    return rows
+
+
+def equal(runs: Path) -> list[dict]:
+    rows = []
+    for number, reduce_in in ((1, "fp32"), (2, "fp32"), (4, "fp32"), (2, "bf16")):
+        folder = runs / f"equal-{number}-{reduce_in}"
+        shutil.rmtree(folder, ignore_errors=True)
+        train = ["train", *SMALL, "--epochs", EPOCHS, "--set", f"reduce_in={reduce_in}"]
+        # Masks are drawn by each process for its own images.
+        train += ["--set", "dropout=0", "--output", folder, "--json"]
+        answer = json.loads(torchrun(number, "-m", "mobilenets", *train))
+        row = {"processes": number, "reduce_in": reduce_in, "val_loss": answer["loss"]}
+        row |= {"val_top1": answer["top1"], "test_top1": test_top1(folder)}
+        print(row, flush=True)
+        rows.append(row)
+    return rows
+
+
+def test_top1(folder: Path) -> float:
+    return mobilenets("evaluate", folder, "--split", "test", "--device", "cpu")["top1"]
+
+
+def undisturbed(folder: Path, seed: int) -> float:
+    shutil.rmtree(folder, ignore_errors=True)
+    mobilenets("train", *SMALL, "--epochs", EPOCHS, "--seed", seed, "--output", folder)
+    return test_top1(folder)
+
+
+def disturbed(folder: Path, seed: int) -> dict:
+    """Two agents, one killed in the third epoch."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    agents = [start_agent(folder, seed, port, is_host) for is_host in (1, 0)]
+    host, other = agents
+    try:
+        before = standing(folder)
+        while before["epoch"] < 3 or not before["position"]:
+            if host.poll() is not None or other.poll() is not None:
+                sys.exit("training ended before an agent was killed")
+            time.sleep(0.01)
+            before = standing(folder)
+        for children in Path(f"/proc/{other.pid}/task").glob("*/children"):
+            for child in children.read_text().split():
+                os.kill(int(child), signal.SIGKILL)
+        other.kill()
+        killed = time.monotonic()
+        while standing(folder)["step"] <= before["step"] + 1 and host.poll() is None:
+            time.sleep(0.05)
+        seconds = time.monotonic() - killed
+        if host.wait():
+            sys.exit(f"the agent that was left ended with {host.returncode}")
+    finally:
+        for agent in agents:
+            agent.kill()
+            agent.wait()
+    after = standing(folder)
+    return {
+        "seed": seed,
+        "killed_in_epoch": before["epoch"],
+        "killed_after_step": before["step"],
+        "steps": after["step"],
+        "seconds_until_it_went_on": round(seconds, 1),
+        "test_top1": test_top1(folder),
+    }
+
+
+def start_agent(folder: Path, seed: int, port: int, is_host: int) -> subprocess.Popen[bytes]:
+    conf = f"is_host={is_host},last_call_timeout=3,keep_alive_interval=1,keep_alive_max_attempt=2"
+    command = [*TORCHRUN, "--nnodes", "1:2", "--nproc-per-node", "1", "--max-restarts", "3"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}"]
+    command += ["--rdzv-id", "benchmark", "--rdzv-conf", conf, "-m", "mobilenets", "train", *SMALL]
+    command += ["--epochs", str(EPOCHS), "--seed", str(seed), "--save-every", "0.2"]
+    return subprocess.Popen([*command, "--restartable", "--output", folder])
+
+
+def standing(folder: Path) -> dict:
+    try:
+        return torch.load(folder / "state.pt", weights_only=True)["standing"]
+    except FileNotFoundError:
+        return {"epoch": 0, "position": 0, "step": 0}
+
+
+def elastic(runs: Path, seeds: int) -> dict:
+    straight = [undisturbed(runs / f"straight-{seed}", seed) for seed in range(seeds)]
+    print(straight, flush=True)
+    killed = []
+    for seed in range(seeds):
+        killed.append(disturbed(runs / f"killed-{seed}", seed))
+        print(killed[-1], flush=True)
+    return {
+        "undisturbed": straight,
+        "mean": statistics.fmean(straight),
+        "deviation": statistics.stdev(straight),
+        "killed": killed,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=Path, default=Path("runs/processes"))
+    parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=Path("docs/results/processes.json"))
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.worker:
+        steps(Path(options.worker[0]), options.steps, options.worker[1])
+        return
+    os.environ["OMP_NUM_THREADS"] = "1"
+    # See docs/distributed.md.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    options.runs.mkdir(parents=True, exist_ok=True)
+    content = {
+        "command": "python benchmarks/processes.py",
+        "scaling": {"arguments": " ".join(LARGE), "rows": scaling(options.runs, options.steps)},
+        "equal": {"arguments": " ".join(SMALL), "epochs": EPOCHS, "rows": equal(options.runs)},
+        "elastic": {
+            "arguments": " ".join(SMALL),
+            "epochs": EPOCHS,
+            **elastic(options.runs, options.seeds),
+        },
+        **provenance(torch.device("cpu")),
+    }
+    options.output.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
