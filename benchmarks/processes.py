@@ -1,13 +1,13 @@
 """Training in several processes on one machine: how it scales, what the gradients' way costs, and what a lost node does to accuracy.
 
-    python benchmarks/processes.py [--runs runs/processes]
+    python benchmarks/processes.py [--runs runs/processes] [--parts scaling equal elastic]
 
-Three parts, all on scikit-learn's digits:
+Three parts, all on scikit-learn's digits; with --parts, the others stay as they are in the file:
 
-- scaling: 1, 2 and 4 processes of one thread each, gradients in fp32 and in bf16. `--steps` steps of one model at one global
-  batch size; images a second, and of the gradients' all-reduce its bytes a step, its time, and how much of that
-  passed while the backward pass went on (PyTorch's own clock of DistributedDataParallel). The model is the best case for nobody:
-  as many bytes of gradients as a MobileNet of width 0.5, and small images.
+- scaling: 1, 2 and 4 processes of one thread each, gradients in fp32 and in bf16, and with batch norm that is each process's own.
+  `--steps` steps of one model at one global batch size: images a second, and of the gradients their bytes a step, the
+  time from the first bucket that goes to the last that is there, and how much of it passed while the
+  backward pass went on (PyTorch's own clock of DistributedDataParallel).
 - equal: one training from the start to the end in 1, 2 and 4 processes, and with gradients in bf16: its figures.
 - elastic: `--seeds` trainings that nobody disturbs; then, with each of these seeds, two agents (`torchrun --nnodes 1:2`), of which
   the one that does not host the rendezvous is killed with its process in the middle of an epoch. Top-1 is that of the test split.
@@ -38,6 +38,12 @@ from mobilenets.training.stages import Stages
 from verb import mobilenets
 
 COUNTS = (1, 2, 4)
+WAYS: tuple[dict[str, object], ...] = (
+    {"reduce_in": "fp32", "sync_batch_norm": True},
+    {"reduce_in": "bf16", "sync_batch_norm": True},
+    {"reduce_in": "fp32", "sync_batch_norm": False},
+)
+PARTS = ("scaling", "equal", "elastic")
 LARGE = ["--model", "0.5-32-s8", "--set", "batch_size=64"]
 SMALL = ["digits", "--model", "0.25-16-s8-shallow", "--set", "batch_size=128", "--device", "cpu"]
 EPOCHS = 8
@@ -49,10 +55,10 @@ def torchrun(count: int, *arguments: object) -> str:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def steps(folder: Path, count: int, reduce_in: str) -> None:
+def steps(folder: Path, count: int, choices: dict[str, object]) -> None:
     """Some steps in one of several processes; the first of them writes what they took."""
     with processes(torch.device("cpu")) as (mine, device):
-        changes = {"batch_size": 64, "reduce_in": reduce_in}
+        changes = {"batch_size": 64, **choices}
         wanted = Wanted(data="digits", model="0.5-32-s8", output=folder, changes=changes)
         job = begin(tasks.find("classification"), wanted, mine, device)
         mine.wait()
@@ -69,7 +75,7 @@ def steps(folder: Path, count: int, reduce_in: str) -> None:
         mine.wait()
         found: dict[str, object] = {
             "processes": mine.count,
-            "reduce_in": reduce_in,
+            **choices,
             "images_per_second": images / (time.perf_counter() - started),
         }
         if mine.count > 1:
@@ -77,7 +83,7 @@ def steps(folder: Path, count: int, reduce_in: str) -> None:
             sizes = [int(size) for size in clock["rebuilt_bucket_sizes"].split(",")]
             found |= {
                 "buckets": len(sizes),
-                "bytes": sum(sizes) // (2 if reduce_in == "bf16" else 1),
+                "bytes": sum(sizes) // (2 if choices["reduce_in"] == "bf16" else 1),
                 "all_reduce_ms": clock["avg_backward_comm_time"] / 1e6,
                 "overlapped_ms": clock["avg_backward_compute_comm_overlap_time"] / 1e6,
                 "backward_ms": clock["avg_backward_compute_time"] / 1e6,
@@ -89,10 +95,10 @@ def steps(folder: Path, count: int, reduce_in: str) -> None:
 def scaling(runs: Path, count: int) -> list[dict]:
     rows = []
     for number in COUNTS:
-        for reduce_in in ("fp32", "bf16") if number > 1 else ("fp32",):
-            folder = runs / f"steps-{number}-{reduce_in}"
+        for way in WAYS if number > 1 else WAYS[:1]:
+            folder = runs / "steps"
             shutil.rmtree(folder, ignore_errors=True)
-            torchrun(number, __file__, "--worker", folder, reduce_in, "--steps", count)
+            torchrun(number, __file__, "--worker", folder, json.dumps(way), "--steps", count)
             row = json.loads((folder / "steps.json").read_text())
             row["scaling"] = row["images_per_second"] / (rows or [row])[0]["images_per_second"]
             print(row, flush=True)
@@ -117,7 +123,7 @@ def equal(runs: Path) -> list[dict]:
 
 
 def test_top1(folder: Path) -> float:
-    return mobilenets("evaluate", folder, "--split", "test", "--device", "cpu")["top1"]
+    return mobilenets("evaluate", folder, "digits", "--split", "test", "--device", "cpu")["top1"]
 
 
 def undisturbed(folder: Path, seed: int) -> float:
@@ -202,28 +208,29 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/processes"))
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--output", type=Path, default=Path("docs/results/processes.json"))
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.worker:
-        steps(Path(options.worker[0]), options.steps, options.worker[1])
+        steps(Path(options.worker[0]), options.steps, json.loads(options.worker[1]))
         return
     os.environ["OMP_NUM_THREADS"] = "1"
     # See docs/distributed.md.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     options.runs.mkdir(parents=True, exist_ok=True)
-    content = {
-        "command": "python benchmarks/processes.py",
-        "scaling": {"arguments": " ".join(LARGE), "rows": scaling(options.runs, options.steps)},
-        "equal": {"arguments": " ".join(SMALL), "epochs": EPOCHS, "rows": equal(options.runs)},
-        "elastic": {
-            "arguments": " ".join(SMALL),
-            "epochs": EPOCHS,
-            **elastic(options.runs, options.seeds),
-        },
-        **provenance(torch.device("cpu")),
-    }
+    content = json.loads(options.output.read_text()) if options.output.is_file() else {}
+    content["command"] = "python benchmarks/processes.py"
+    if "scaling" in options.parts:
+        rows = scaling(options.runs, options.steps)
+        content["scaling"] = {"arguments": " ".join(LARGE), "steps": options.steps, "rows": rows}
+    trained = {"arguments": " ".join(SMALL), "epochs": EPOCHS}
+    if "equal" in options.parts:
+        content["equal"] = {**trained, "rows": equal(options.runs)}
+    if "elastic" in options.parts:
+        content["elastic"] = {**trained, **elastic(options.runs, options.seeds)}
+    content |= provenance(torch.device("cpu"))
     options.output.write_text(json.dumps(content, indent=1) + "\n")
 
 
