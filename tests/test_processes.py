@@ -268,6 +268,12 @@ with module.processes(torch.device("cpu")) as (mine, device):
         }
         if mine.first:
             torch.save(session.model.state_dict(), folder / f"{name}.pt")
+    # As if they had gone on from different files.
+    session.standing.step += mine.rank
+    try:
+        session.load(folder / "nothing.pt")
+    except ValueError as error:
+        answers["apart"] = str(error)
     if mine.first:
         (folder / "answers.json").write_text(json.dumps(answers))
 """
@@ -429,6 +435,23 @@ def test_a_fault_of_ours_is_no_lost_process(monkeypatch):
         )
 
 
+def test_processes_that_went_on_from_different_states_are_refused(ways):
+    folder, answers = ways
+    assert answers["apart"].startswith(f"not all processes read the same {folder / 'nothing.pt'}")
+
+
+def test_a_lost_process_is_said_once_on_each_machine(monkeypatch, capsys):
+    def lose(arguments):
+        raise ProcessLostError("another of 16 processes was lost")
+
+    monkeypatch.setattr("mobilenets.cli.main.app", lose)
+    for rank, local_rank, said in (("8", "0", 1), ("9", "1", 0)):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+        assert cli(["train"]) == 75
+        assert capsys.readouterr().err.count("mobilenets: another of 16 processes was lost") == said
+
+
 @pytest.mark.slow
 def test_a_node_that_is_lost_does_not_end_the_run(tmp_path):
     """Two agents; the one that does not host the rendezvous is killed in mid-epoch, with its process."""
@@ -454,13 +477,16 @@ def test_a_node_that_is_lost_does_not_end_the_run(tmp_path):
         command = [*TORCHRUN, "--nnodes", "1:2", "--nproc-per-node", "1", "--max-restarts", "2"]
         command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}"]
         command += ["--rdzv-id", "test", "--rdzv-conf", conf]
-        return subprocess.Popen(
-            [*command, "-m", "mobilenets", *training, "--output", folder],
-            env={**ENVIRONMENT, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        with (
+            (tmp_path / f"out-{is_host}").open("w") as out,
+            (tmp_path / f"errors-{is_host}").open("w") as errors,
+        ):
+            return subprocess.Popen(
+                [*command, "-m", "mobilenets", *training, "--output", folder],
+                env={**ENVIRONMENT, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
+                stdout=out,
+                stderr=errors,
+            )
 
     def standing():
         with suppress(FileNotFoundError):
@@ -478,13 +504,14 @@ def test_a_node_that_is_lost_does_not_end_the_run(tmp_path):
             for child in children.read_text().split():
                 os.kill(int(child), signal.SIGKILL)
         other.kill()
-        output, errors = host.communicate(timeout=200)
+        host.wait(timeout=200)
     finally:
         for process in (host, other):
             process.kill()
             process.wait()
+    errors = (tmp_path / "errors-1").read_text()
     assert host.returncode == 0, errors
-    assert json.loads(output)["finished"]
+    assert json.loads((tmp_path / "out-1").read_text())["finished"]
     assert errors.count("another of 2 processes was lost") == 1
     assert "Traceback" not in errors
     state = torch.load(folder / "state.pt", weights_only=True)["standing"]
