@@ -122,6 +122,15 @@ def test_two_processes_match_one(runs):
             assert one[name] == pytest.approx(two[name], abs=0.05), name
 
 
+@pytest.mark.slow
+def test_four_processes_match_one(runs, digits_folder, tmp_path):
+    training = arguments(digits_folder, tmp_path / "four", 2)
+    code, output, errors = torchrun("-m", "mobilenets", *training, count=4)
+    assert code == 0, errors
+    assert json.loads(output)["images"] == 21
+    assert distance(runs / "first", tmp_path / "four") < TOLERANCE
+
+
 def test_what_each_process_did_is_in_one_file(runs):
     lines = [
         json.loads(line)
