@@ -2,7 +2,7 @@
 
     python benchmarks/processes.py [--runs runs/processes] [--parts scaling equal elastic]
 
-Three parts, all on scikit-learn's digits; with --parts, the others stay as they are in the file:
+Three parts, all on scikit-learn's digits; with --parts, the others stay as they are in the file, and the figures go to docs/distributed.md:
 
 - scaling: 1, 2 and 4 processes of one thread each, gradients in fp32 and in bf16, and with batch norm that is each process's own.
   `--steps` steps of one model at one global batch size: images a second in the fastest third of them, and of the gradients their bytes a step, the
@@ -208,6 +208,57 @@ def elastic(runs: Path, seeds: int) -> dict:
     }
 
 
+def measured(content: dict) -> str:
+    """What docs/distributed.md says of the figures."""
+    steps, equal, elastic = (content[part] for part in PARTS)
+    lines = [
+        f"`{content['command']}`, on {content['machine']}, gloo over the loopback ([figures](results/processes.json)). "
+        "Four processes share two cores.",
+        "",
+        "A step of 0.5-32-s8 on 64 images of 32 x 32 pixels. The last columns are of the gradients: megabytes a step, milliseconds from the "
+        "first bucket that goes to the last that is there, waiting for the other processes included, and how many of these the backward pass hid.",
+        "",
+        "| processes | gradients in | batch norm | images/s | times one process | MB | ms | hidden, ms |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in steps["rows"]:
+        norm = "over all" if row["sync_batch_norm"] else "each its own"
+        line = f"| {row['processes']} | {row['reduce_in']} | {norm} | {row['images_per_second']:.0f} | {row['scaling']:.2f} |"
+        if row["processes"] > 1:
+            line += f" {row['bytes'] / 1e6:.1f} | {row['all_reduce_ms']:.0f} | {row['overlapped_ms']:.0f} |"
+        else:
+            line += " | | |"
+        lines.append(line)
+    lines += [
+        "",
+        f"A whole training of digits (`{equal['arguments']}`, {equal['epochs']} epochs, no dropout). The steps are the same up to rounding, which a "
+        "new network with batch norm magnifies at this learning rate until runs are as far apart as seeds:",
+        "",
+        "| processes | gradients in | val loss | val top-1, % | test top-1, % |",
+        "|---|---|---|---|---|",
+    ]
+    for row in equal["rows"]:
+        lines.append(
+            f"| {row['processes']} | {row['reduce_in']} | {row['val_loss']:.4f} | {100 * row['val_top1']:.2f} | {100 * row['test_top1']:.2f} |"
+        )
+    straight = [100 * value for value in elastic["undisturbed"]]
+    lines += [
+        "",
+        f"With {len(straight)} seeds and nobody to disturb it reaches {100 * elastic['mean']:.2f} ± {100 * elastic['deviation']:.2f} % of the test "
+        f"split ({min(straight):.2f} to {max(straight):.2f}). Then two agents train (`--nnodes 1:2`), and one is killed with its process in the "
+        "middle of an epoch; the other goes on alone:",
+        "",
+        "| seed | undisturbed, % | one agent killed, % | in epoch | after step | seconds until it went on |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in elastic["killed"]:
+        lines.append(
+            f"| {row['seed']} | {straight[row['seed']]:.2f} | {100 * row['test_top1']:.2f} | {row['killed_in_epoch']} | "
+            f"{row['killed_after_step']} | {row['seconds_until_it_went_on']:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs/processes"))
@@ -215,6 +266,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--output", type=Path, default=Path("docs/results/processes.json"))
+    parser.add_argument("--page", type=Path, default=Path("docs/distributed.md"))
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -237,6 +289,9 @@ def main() -> None:
         content["elastic"] = {**trained, **elastic(options.runs, options.seeds)}
     content |= provenance(torch.device("cpu"))
     options.output.write_text(json.dumps(content, indent=1) + "\n")
+    if set(PARTS) <= content.keys():
+        text, heading, _ = options.page.read_text().partition("## Measured\n\n")
+        options.page.write_text(text + heading + measured(content))
 
 
 if __name__ == "__main__":
