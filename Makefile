@@ -29,6 +29,8 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/shellcheck docs/examples/*.sh
+	$(BIN)/yamllint --strict docs/examples
 
 docs: $(INSTALLED)
 	$(BIN)/zensical build --strict --clean

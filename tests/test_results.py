@@ -142,3 +142,25 @@ def test_the_page_on_scale_says_what_its_file_says():
         cells = [row["model"], f"{row['processes']}", f"{row['measured']:.1f}"]
         cells += [f"{row['simulated']:.1f}", f"{100 * row['error']:+.0f} %"]
         assert f"| {' | '.join(cells)} |" in page
+
+
+def test_the_page_of_several_machines_says_what_was_measured():
+    measured = json.loads((RESULTS / "processes.json").read_text())
+    page = (ROOT / "docs" / "distributed.md").read_text()
+    for row in measured.get("scaling", {"rows": []})["rows"]:
+        own = "over all" if row["sync_batch_norm"] else "each its own"
+        line = f"| {row['processes']} | {row['reduce_in']} | {own} | {row['images_per_second']:.0f} | {row['scaling']:.2f} |"
+        if row["processes"] > 1:
+            line += f" {row['bytes'] / 1e6:.1f} | {row['all_reduce_ms']:.0f} | {row['overlapped_ms']:.0f} |"
+        assert line in page, line
+    for row in measured["equal"]["rows"]:
+        line = f"| {row['processes']} | {row['reduce_in']} | {row['val_loss']:.4f} | {100 * row['val_top1']:.2f} | {100 * row['test_top1']:.2f} |"
+        assert line in page, line
+    elastic = measured["elastic"]
+    straight = [100 * value for value in elastic["undisturbed"]]
+    for row in elastic["killed"]:
+        line = f"| {row['seed']} | {straight[row['seed']]:.2f} | {100 * row['test_top1']:.2f} | {row['killed_in_epoch']} | {row['killed_after_step']} | {row['seconds_until_it_went_on']:.1f} |"
+        assert line in page, line
+        # A lost node costs no accuracy that seeds would not.
+        assert min(straight) <= 100 * row["test_top1"] <= max(straight)
+    assert f"{100 * elastic['mean']:.2f} ± {100 * elastic['deviation']:.2f} %" in page

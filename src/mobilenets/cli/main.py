@@ -32,6 +32,11 @@ from mobilenets.cli.share import pull, push
 from mobilenets.cli.train import train
 from mobilenets.cli.web import web
 from mobilenets.cli.weights import weights
+from mobilenets.data.progress import say
+from mobilenets.training.interrupt import ProcessLostError
+
+# What sysexits.h calls a failure for a time: try again.
+TRY_AGAIN = 75
 
 app = typer.Typer(
     help="Image models that fit a phone: count, pick, train, prove, export.",
@@ -92,7 +97,7 @@ app.add_typer(weights, name="weights")
 
 
 def main() -> None:
-    """Run one command; exit 0 when done, 1 when the answer is no, 2 when the input is wrong."""
+    """Run one command; exit 0 when done, 1 when the answer is no, 2 when the input is wrong, 75 when a peer is lost."""
     # Pillow's notes on odd files are not sentences for a user; what can't be read is said by us.
     warnings.filterwarnings("ignore", module="PIL")
     sys.exit(run())
@@ -111,6 +116,9 @@ def run(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         note(f"mobilenets: {_sentence(error)}")
         return 2
+    except ProcessLostError as error:
+        say(f"mobilenets: {error}", each_machine=True)
+        return TRY_AGAIN
     except RuntimeError as error:
         # PyTorch raises it in the middle of anything.
         if "DataLoader worker" not in str(error):

@@ -80,6 +80,13 @@ def train(
         typer.Option(help="More images, of which the teacher alone says what they are."),
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="A run to go on with.")] = None,
+    restartable: Annotated[
+        bool,
+        typer.Option(
+            "--restartable",
+            help="Go on with the run in --output if it is this very training, begin it otherwise.",
+        ),
+    ] = False,
     save_every: Annotated[
         float, typer.Option(min=0, help="Seconds between two saves within an epoch.")
     ] = 60.0,
@@ -106,6 +113,7 @@ def train(
             "--teacher": teacher,
             "--unlabelled": unlabelled,
             "--overwrite": overwrite,
+            "--restartable": restartable,
         }
         # A seed of 0 is one.
         given = [name for name, value in fixed.items() if value is not None and value is not False]
@@ -116,11 +124,16 @@ def train(
             )
     elif data is None:
         raise ValueError("train needs DATA: a folder of images, digits, cifar10 or cifar100")
+    if restartable and (output is None or overwrite or folds is not None):
+        raise ValueError(
+            "--restartable goes on with the run in --output, the same at each start: give --output, and leave "
+            "out --overwrite and --folds (which goes on by itself)"
+        )
     if activation is not None and weights is None:
         raise ValueError("--activation is what weights can't tell: give --weights too")
 
     from mobilenets import tasks
-    from mobilenets.training.begin import Wanted, begin, go_on
+    from mobilenets.training.begin import Wanted, begin, begin_or_go_on, go_on
     from mobilenets.training.device import find_device
     from mobilenets.training.processes import processes
     from mobilenets.training.recipe import parse_seconds
@@ -133,7 +146,7 @@ def train(
     own_seed = {} if seed is None else {"seed": seed}
     with processes(find_device(device)) as (mine, target):
         if resume is not None:
-            job = go_on(resume, data, length, mine)
+            job, resumed = go_on(resume, data, length, mine), True
         else:
             assert data is not None
             kind = tasks.find(task)
@@ -153,14 +166,16 @@ def train(
             if folds is not None:
                 _train_folds(kind, wanted, folds, mine, target, save_every, as_json=as_json)
                 return
-            job = begin(kind, wanted, mine, target)
-        resumed = resume is not None
+            if restartable:
+                job, resumed = begin_or_go_on(kind, wanted, mine, target)
+            else:
+                job, resumed = begin(kind, wanted, mine, target), False
         over, interrupt = _train(job, mine, target, save_every, started, resumed=resumed)
     run = job.run
     best = run.config["metrics"]
     if as_json:
         print_json({"run": str(run.folder), "model": str(run.spec), "finished": over, **best})
-    if interrupt():
+    if interrupt() or not over:
         note(f"stopped; go on with: mobilenets train --resume {run.folder}")
         raise typer.Exit(interrupt.exit_code)
     if as_json or not speaks():

@@ -191,7 +191,7 @@ class Order:
 
     >>> order = Order(6, 2, 0, shuffled=True, shards_N=torch.tensor([0, 0, 1, 1, 2, 2]), window=1)
     >>> [order.shards_N[rows].tolist() for rows in order.rows(0)]
-    [[2, 2], [0, 0], [1, 1]]
+    [[0, 0], [2, 2], [1, 1]]
     """
 
     count: int

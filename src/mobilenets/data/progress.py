@@ -19,14 +19,18 @@ class Advance(Protocol):
     def __call__(self, units: int, detail: str = "") -> None: ...
 
 
-def speaks() -> bool:
-    """Whether this process may write to people: of those that `torchrun` starts, one does."""
-    return os.environ.get("RANK", "0") == "0"
+def speaks(*, each_machine: bool = False) -> bool:
+    """Whether this process may write to people: of those that `torchrun` starts, one does, or one on each machine."""
+    return os.environ.get("LOCAL_RANK" if each_machine else "RANK", "0") == "0"
 
 
-def say(message: str) -> None:
-    """Write a line for people to standard error, where it never mixes with JSON."""
-    if speaks():
+def say(message: str, *, each_machine: bool = False) -> None:
+    """Write a line for people to standard error, where it never mixes with JSON.
+
+    Args:
+        each_machine: of several processes, not the first alone says it, who may be the one that is gone.
+    """
+    if speaks(each_machine=each_machine):
         sys.stderr.write(message.rstrip() + "\n")
         sys.stderr.flush()
 

@@ -11,14 +11,13 @@ import time
 _STARTED = time.perf_counter()
 
 import json  # noqa: E402  (what is imported from here on is part of what is timed)
-import re  # noqa: E402
-import resource  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 import numpy as np  # noqa: E402
 
+from mobilenets.runtimes.memory import peak_mb  # noqa: E402
 from mobilenets.runtimes.model import RUNTIMES, Model  # noqa: E402
 
 
@@ -28,7 +27,7 @@ def main() -> None:
     model = _open(asked["subject"], asked["threads"])
     ready = 1000 * (time.perf_counter() - _STARTED)
     model.run(np.zeros((1, *model.input_shape), dtype=np.float32))
-    sys.stdout.write(json.dumps({"load_ms": ready, "peak_mb": _peak_mb()}) + "\n")
+    sys.stdout.write(json.dumps({"load_ms": ready, "peak_mb": peak_mb()}) + "\n")
 
 
 def _open(subject: dict[str, Any], threads: int) -> Model:
@@ -39,16 +38,6 @@ def _open(subject: dict[str, Any], threads: int) -> Model:
     from mobilenets.deploy.subjects import Subject
 
     return Subject(**subject).open(threads)
-
-
-def _peak_mb() -> float:
-    # `ru_maxrss` of a new process begins with what its parent had.
-    status = Path("/proc/self/status")
-    if status.is_file():
-        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
-        assert found is not None
-        return int(found[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 if __name__ == "__main__":

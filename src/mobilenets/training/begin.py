@@ -19,7 +19,7 @@ from mobilenets.data.loaders import OnBadImage
 from mobilenets.training.distillation import Distilled
 from mobilenets.training.processes import Processes
 from mobilenets.training.recipe import Recipe, find_recipe
-from mobilenets.training.run import Run, check_free
+from mobilenets.training.run import Run, check_free, is_run
 from mobilenets.training.session import check_recipe
 from mobilenets.training.task import Task, TrainingData
 from mobilenets.training.teachers import find_teacher
@@ -188,16 +188,59 @@ def go_on(
     return Job(run, recipe, found)
 
 
+def begin_or_go_on(
+    kind: type[Task], wanted: Wanted, processes: Processes, device: torch.device
+) -> tuple[Job, bool]:
+    """Go on with this very training where the output folder holds it, begin it otherwise; and whether it goes on.
+
+    What was stopped before its first save is begun anew.
+
+    Raises:
+        ValueError: as `begin` and `go_on`, or the folder holds another training.
+    """
+    assert wanted.output is not None
+    goes_on = unsaved = False
+    # The first of them decides: the others may see the folder as it was.
+    if processes.first:
+        goes_on = is_begun(kind, wanted)
+        unsaved = not goes_on and _is_unsaved(kind, wanted)
+        if not (goes_on or unsaved) and is_run(wanted.output):
+            raise ValueError(
+                f"{wanted.output} holds another training, and --restartable goes on with the very same "
+                "alone: give another --output"
+            )
+    if processes.first_says(goes_on, device):
+        return go_on(wanted.output, wanted.data, {}, processes), True
+    return begin(kind, replace(wanted, overwrite=unsaved), processes, device), False
+
+
 def is_begun(kind: type[Task], wanted: Wanted) -> bool:
     """Whether the output folder holds this very training, so that it can be gone on with."""
     assert wanted.output is not None
     if wanted.overwrite or not (wanted.output / "state.pt").is_file():
         return False
+    return _is_of(Run.load(wanted.output), kind, wanted)
+
+
+def _is_unsaved(kind: type[Task], wanted: Wanted) -> bool:
+    """Whether the output folder holds this very training, stopped before it first saved a state."""
+    assert wanted.output is not None
+    if (wanted.output / "state.pt").is_file() or not is_run(wanted.output):
+        return False
     run = Run.load(wanted.output)
+    # A longer training whose state someone removed is not thrown away.
+    early = run.config["metrics"].get("epoch", 0) <= 1
+    return early and _is_of(run, kind, wanted)
+
+
+def _is_of(run: Run, kind: type[Task], wanted: Wanted) -> bool:
+    if "origin" in run.config:
+        return False
     # Without a name the model is that of the weights, which are the same.
     model = str(run.spec) if wanted.weights else kind.default_model
     return (
-        run.config.get("start") == wanted.weights
+        run.task.name == kind.name
+        and run.config.get("start") == wanted.weights
         and run.config["data"].get("teacher") == wanted.teacher
         and run.config["data"].get("unlabelled") == wanted.unlabelled
         and str(run.spec) == str(parse_spec(wanted.model or model))

@@ -81,6 +81,12 @@ def _norms(module: nn.Module) -> list[nn.BatchNorm2d | nn.SyncBatchNorm]:
     return [norm for norm in module.modules() if isinstance(norm, kinds)]
 
 
+def keep_statistics(module: nn.Module) -> None:
+    """Let the batch norms of a model that trains normalise by their running statistics, and keep these."""
+    for norm in _norms(module):
+        norm.eval()
+
+
 def _is_folded(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> bool:
     assert norm.running_mean is not None
     assert norm.running_var is not None
@@ -121,8 +127,7 @@ class Thaw:
             if self._alone:
                 block.requires_grad_(index >= frozen)
             if index < frozen or self._choice.norm == "kept":
-                for norm in _norms(block):
-                    norm.eval()
+                keep_statistics(block)
 
     def after_backward(self, share: float) -> None:
         """Drop the gradients of what does not train."""

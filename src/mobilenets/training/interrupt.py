@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish to stop after the current step, not in the middle of it."""
+"""What ends training early: Ctrl-C and SIGTERM, after the current step and not in the middle of it; a process that is lost."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ from mobilenets.data.progress import say
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+class ProcessLostError(RuntimeError):
+    """One of several processes is gone, so that the others can't go on."""
+
+
 class Interrupt:
     """Truthy when called after a signal came; `signal` is its number, or 0."""
 
@@ -25,8 +29,11 @@ class Interrupt:
 
     @property
     def exit_code(self) -> int:
-        """What a shell expects of a program that a signal ended, such as 130 for Ctrl-C."""
-        return 128 + self.signal
+        """What a shell expects of a program that a signal ended, such as 130 for Ctrl-C.
+
+        Of several processes all stop where one is told to, and none of them is done.
+        """
+        return 128 + (self.signal or signal.SIGTERM)
 
 
 @contextmanager

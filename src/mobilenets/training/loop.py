@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -14,6 +15,7 @@ from mobilenets.training.checkpoint import write_weights
 from mobilenets.training.curves import Curves
 from mobilenets.training.device import determinism
 from mobilenets.training.plan import Plan, Standing
+from mobilenets.training.process_log import add_to_log, figures_of
 from mobilenets.training.processes import ALONE, Processes
 from mobilenets.training.recipe import Recipe
 from mobilenets.training.run import Run
@@ -134,6 +136,12 @@ def _end_epoch(session: Session, plan: Plan, stages: Stages, curves: Curves | No
     val, metrics = session.evaluate()
     better = session.judge(val)
     speed = stages.images_per_second()
+    processes = session.processes
+    if processes.count > 1:
+        own = figures_of(stages, processes, session.device)
+        everyone = processes.gather(json.dumps(own))
+        if processes.first:
+            add_to_log(run.folder, standing.epoch, everyone)
     if curves is not None:
         curves.add(
             standing.epoch,

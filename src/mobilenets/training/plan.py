@@ -32,6 +32,7 @@ class Standing:
         best: the figures of the best epoch so far.
         stopping_best: the best value of the early-stopping metric.
         stale: epochs since it improved.
+        processes: that the run began with; None in states of before this was kept.
     """
 
     epoch: int = 1
@@ -44,6 +45,7 @@ class Standing:
     best: dict[str, float] = field(default_factory=dict)
     stopping_best: float | None = None
     stale: int = 0
+    processes: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, which load with `weights_only=True`."""

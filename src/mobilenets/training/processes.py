@@ -5,19 +5,26 @@ Shapes: N images, C channels, H height, W width.
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from mobilenets.data.loaders import Shard
+from mobilenets.training.interrupt import ProcessLostError
+
+# Of gradients, reduced while the backward pass goes on. PyTorch's 25 would be one or two of a whole
+# MobileNet (17 MB at width 1), the last of which goes when the pass is over.
+BUCKET_MB = 2
 
 
 @dataclass(frozen=True)
@@ -67,12 +74,68 @@ class Processes:
         dist.all_reduce(values)
         return dict(zip(sums, values.tolist(), strict=True))
 
-    def share(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """The model, its gradients averaged over the processes after each backward pass."""
+    def pieces(self, accumulate: int, began: int) -> int:
+        """Pieces of a batch, so that a process holds no more images at once than one of those that the run began with.
+
+        >>> Processes(count=3).pieces(accumulate=1, began=8)
+        3
+        """
+        return accumulate * math.ceil(began / self.count)
+
+    def gather(self, text: str) -> list[str]:
+        """A line of each of them, by rank."""
+        if self.count == 1:
+            return [text]
+        # As plain bytes: nothing that comes from another process is run.
+        line = text.encode()
+        lengths = torch.zeros(self.count, dtype=torch.int64)
+        lengths[self.rank] = len(line)
+        dist.all_reduce(lengths)
+        lines = torch.zeros(self.count, int(lengths.max()), dtype=torch.uint8)
+        lines[self.rank, : len(line)] = torch.frombuffer(bytearray(line), dtype=torch.uint8)
+        dist.all_reduce(lines)
+        return [
+            bytes(row[:length].tolist()).decode()
+            for row, length in zip(lines, lengths.tolist(), strict=True)
+        ]
+
+    def average_statistics(self, model: nn.Module) -> None:
+        """Make the running statistics of all processes one, where each normalises by its own images."""
+        if self.count == 1:
+            return
+        statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        if not statistics:
+            return
+        mean = torch.cat([buffer.flatten() for buffer in statistics])
+        dist.all_reduce(mean)
+        parts = torch.split(mean / self.count, [buffer.numel() for buffer in statistics])
+        for buffer, part in zip(statistics, parts, strict=True):
+            buffer.copy_(part.view_as(buffer))
+
+    def share(self, model: nn.Module, device: torch.device, reduce_in: str = "fp32") -> nn.Module:
+        """The model, its gradients averaged over the processes in each backward pass.
+
+        Buckets of gradients are reduced as soon as they are known, while the pass goes on.
+
+        Args:
+            reduce_in: `bf16` sends half the bytes, rounded to 8 bits of mantissa; `fp32` all of them.
+        """
         if self.count == 1:
             return model
         ids = [device.index or 0] if device.type == "cuda" else None
-        return cast(nn.Module, DistributedDataParallel(model, device_ids=ids))
+        shared = DistributedDataParallel(model, device_ids=ids, bucket_cap_mb=BUCKET_MB)
+        # They are the same in all of them, or made so before they are used.
+        shared.broadcast_buffers = False
+        if reduce_in == "bf16":
+            shared.register_comm_hook(None, bf16_compress_hook)
+        return cast(nn.Module, shared)
+
+
+def gathering(shared: nn.Module, *, reduce: bool) -> AbstractContextManager[None]:
+    """For a piece of a batch: whether gradients go to the other processes, or only pile up here."""
+    if reduce or not isinstance(shared, DistributedDataParallel):
+        return nullcontext()
+    return cast(AbstractContextManager[None], shared.no_sync())
 
 
 ALONE = Processes()
@@ -88,6 +151,9 @@ def processes(device: torch.device) -> Iterator[tuple[Processes, torch.device]]:
     """Join the others that `torchrun` started, if it did: gloo on CPUs, NCCL on GPUs.
 
     Gives this process's place, and its own device.
+
+    Raises:
+        ProcessLostError: another of them is gone, and so is what this one computed since the last save.
     """
     mine = launched()
     if mine.count == 1:
@@ -96,15 +162,24 @@ def processes(device: torch.device) -> Iterator[tuple[Processes, torch.device]]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    # Metrics are gathered on the CPU, whatever trains.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
+        # Metrics are gathered on the CPU, whatever trains.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
         with warnings.catch_warnings():
             # A 1x1 filter has the same bytes in either layout.
             warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
             yield mine, device
+    except RuntimeError as error:
+        # Gloo's errors have no class of their own, but name the file that they come from.
+        if not isinstance(error, dist.DistError) and "gloo/" not in str(error):
+            raise
+        raise ProcessLostError(
+            f"another of {mine.count} processes was lost, or can't be reached; started again, training goes on from "
+            "its last save (torchrun does so with --max-restarts, and train with --restartable)"
+        ) from None
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def synchronise_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:

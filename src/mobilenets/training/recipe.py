@@ -223,6 +223,10 @@ class Recipe(_Choices):
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     clip_norm: float | None = Field(default=None, gt=0)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    sync_batch_norm: bool = Field(default=True, description="over all processes")
+    reduce_in: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="gradients on their way between processes"
+    )
     compile: bool = False
     deterministic: bool = False
     early_stopping: EarlyStopping | None = None

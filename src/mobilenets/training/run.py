@@ -2,8 +2,8 @@
 
 `model.safetensors` holds the best epoch's weights and `last/model.safetensors` the last one's,
 `validation.json` what the best epoch's figures are made of, `state.pt` what training needs to go on, `config.json` the model, task, preprocessing, data and
-metrics, `recipe.yaml` the recipe, `metrics.csv` and `tensorboard/` the curves, `README.md` the
-model card.
+metrics, `recipe.yaml` the recipe, `metrics.csv` and `tensorboard/` the curves, `processes.jsonl` what each of several processes
+did, `README.md` the model card.
 """
 
 from __future__ import annotations
@@ -281,7 +281,7 @@ def check_free(folder: str | Path, *, overwrite: bool = False) -> None:
         raise ValueError(f"{folder} is a file: give another folder with --output")
     if not folder.is_dir() or not any(folder.iterdir()):
         return
-    if not _is_run(folder):
+    if not is_run(folder):
         raise ValueError(f"{folder} is not empty and holds no run: give another folder")
     if not overwrite:
         raise ValueError(
@@ -289,7 +289,7 @@ def check_free(folder: str | Path, *, overwrite: bool = False) -> None:
         )
 
 
-def _is_run(folder: Path) -> bool:
+def is_run(folder: Path) -> bool:
     """Whether a folder holds a run of ours; other projects' models have a `config.json` too."""
     try:
         config = read_json(folder / "config.json")

@@ -18,12 +18,12 @@ from mobilenets.training.averaging import average_of
 from mobilenets.training.checkpoint import write_json, write_training_state, write_weights
 from mobilenets.training.device import check_compiler
 from mobilenets.training.evaluation import measure
-from mobilenets.training.fine_tuning import Thaw, unfold
+from mobilenets.training.fine_tuning import Thaw, keep_statistics, unfold
 from mobilenets.training.initialisation import freeze_first_layer, prepare, whiten
 from mobilenets.training.model_card import write_model_card
 from mobilenets.training.optimizers import build_optimizer
 from mobilenets.training.plan import Standing
-from mobilenets.training.processes import Processes, synchronise_batch_norm
+from mobilenets.training.processes import Processes, gathering, synchronise_batch_norm
 from mobilenets.training.recipe import Recipe
 from mobilenets.training.run import Run
 from mobilenets.training.stages import Stages
@@ -54,7 +54,7 @@ class Session:
     ) -> None:
         self.run, self.data, self.recipe = run, data, recipe
         self.device, self.processes = device, processes
-        self.standing = Standing()
+        self.standing = Standing(processes=processes.count)
         self._loss = data.loss or run.task.loss
         check_recipe(run.task, run.spec, recipe, device)
         torch.manual_seed(recipe.seed)
@@ -77,7 +77,7 @@ class Session:
             if weights is None:
                 whiten(first, data.train)
         model = model.to(device).to(memory_format=torch.channels_last)
-        if processes.count > 1:
+        if processes.count > 1 and recipe.sync_batch_norm:
             model = synchronise_batch_norm(model, device)
         self.model = model
         self._thaw: Thaw | None = None
@@ -94,10 +94,9 @@ class Session:
         self.optimizer = build_optimizer(model, recipe.optimizer, rate_decay)
         self.average = None if recipe.ema_decay is None else average_of(model, recipe.ema_decay)
         self._scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
-        stepped = processes.share(model, device)
+        self._shared = self._stepped = processes.share(model, device, recipe.reduce_in)
         if recipe.compile:
-            stepped = torch.compile(stepped)  # type: ignore[assignment]
-        self._stepped = stepped
+            self._stepped = torch.compile(self._shared)  # type: ignore[assignment]
         self._samples: Tensor | None = None
 
     def step(self, batch: Batch, factor: float, stages: Stages) -> None:
@@ -116,18 +115,23 @@ class Session:
             batch = batch.resized([recipe.growth.side(side, standing.share) for side in sides])
         # Batch norm needs two images a piece, also in a small last batch, and every process as many
         # pieces as the others.
-        pieces = max(1, min(recipe.accumulate, batch.whole // (2 * self.processes.count)))
-        for piece in batch.pieces(pieces):
-            with torch.autocast(
-                self.device.type,
-                _PRECISIONS[recipe.precision],
-                enabled=recipe.precision != "fp32",
-            ):
-                losses = self._loss(self._stepped, piece, recipe)
-            stages.lap("forward")
-            # The mean over all images of all processes, each of which gives its mean over its own.
-            share = len(piece) * self.processes.count / batch.whole
-            self._scaler.scale(losses["loss"] * share).backward()  # type: ignore[no-untyped-call]
+        wanted = self.processes.pieces(recipe.accumulate, standing.processes or 1)
+        pieces = max(1, min(wanted, batch.whole // (2 * self.processes.count)))
+        if not recipe.sync_batch_norm and batch.whole < 2 * self.processes.count:
+            # A process has one image of it, or none.
+            keep_statistics(self.model)
+        for number, piece in enumerate(batch.pieces(pieces), 1):
+            with gathering(self._shared, reduce=number == pieces):
+                with torch.autocast(
+                    self.device.type,
+                    _PRECISIONS[recipe.precision],
+                    enabled=recipe.precision != "fp32",
+                ):
+                    losses = self._loss(self._stepped, piece, recipe)
+                stages.lap("forward")
+                # The mean over all images of all processes, each of which gives its mean over its own.
+                share = len(piece) * self.processes.count / batch.whole
+                self._scaler.scale(losses["loss"] * share).backward()  # type: ignore[no-untyped-call]
             standing.count(losses, len(piece))
             stages.lap("backward")
         if self._thaw is not None:
@@ -142,7 +146,7 @@ class Session:
             self.average.update_parameters(self.model)
         standing.images += batch.whole
         stages.lap("step")
-        stages.count(batch.whole)
+        stages.count(batch.whole, len(batch))
 
     @property
     def trained(self) -> nn.Module:
@@ -151,6 +155,7 @@ class Session:
 
     def evaluate(self) -> tuple[dict[str, float], Metrics]:
         """Validation figures: `val/…` of what is kept, `val_raw/…` of the raw weights beside it."""
+        self._unite()
         kept, metrics = self._validate(self.trained)
         figures = {f"val/{name}": value for name, value in kept.items()}
         self._check_finite(figures)
@@ -230,6 +235,7 @@ class Session:
             ValueError: the loss is no longer a number, and this state worth nothing.
         """
         sums = self._sums()
+        self._unite()
         if not self.processes.first:
             return
         write_training_state(
@@ -244,14 +250,30 @@ class Session:
             },
         )
 
+    def _unite(self) -> None:
+        """Make what is evaluated and kept one network, where batch norm is each process's own."""
+        if self.recipe.sync_batch_norm:
+            return
+        self.processes.average_statistics(self.model)
+        if self.average is not None:
+            self.processes.average_statistics(self.average.module)
+
     def load(self, path: Path) -> None:
         """Go on from a state, where one has been written.
 
         Raises:
-            ValueError: the file is damaged, or of another version or model.
+            ValueError: the file is damaged, of another version or model, or not the same for all processes.
         """
-        if not path.is_file():
-            return
+        if path.is_file():
+            self._load(path)
+        step = self.processes.first_says(self.standing.step, self.device)
+        differs, _ = self.processes.any_of((step != self.standing.step, False), self.device)
+        if differs:
+            raise ValueError(
+                f"not all processes read the same {path}: put the run where all of them see it"
+            )
+
+    def _load(self, path: Path) -> None:
         try:
             # Tensors and plain values only: a state file can't run code.
             state = torch.load(path, map_location=self.device, weights_only=True)
@@ -264,6 +286,7 @@ class Session:
             if self._scaler.is_enabled():
                 self._scaler.load_state_dict(state["scaler"])
             self.standing = Standing.from_dict(state["standing"])
+            self.standing.processes = self.standing.processes or self.processes.count
         except ValueError:
             raise
         # A damaged archive fails in many ways: KeyError, RuntimeError, UnpicklingError, EOFError.

@@ -19,6 +19,7 @@ class Stages:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._images = 0
+        self.own_images = 0
         self._last = time.perf_counter()
 
     def restart(self) -> None:
@@ -31,9 +32,10 @@ class Stages:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
         self._last = now
 
-    def count(self, images: int) -> None:
-        """Note images that went through all stages."""
+    def count(self, images: int, own: int | None = None) -> None:
+        """Note images that went through all stages, and how many of them in this process, where there are several."""
         self._images += images
+        self.own_images += images if own is None else own
 
     def images_per_second(self) -> float:
         """Images noted over the time of all stages."""
