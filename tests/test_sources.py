@@ -161,8 +161,8 @@ def test_folders_refused(tmp_path, names, where, message):
 def test_no_such_place(tmp_path):
     assert refusal(tmp_path / "nothing").startswith(f"{tmp_path / 'nothing'}: there is no such")
     assert "digits, cifar10, cifar100" in refusal("cifar")
-    archive = tmp_path / "photos.tar"
-    with tarfile.open(archive, "w"):
+    archive = tmp_path / "photos.tar.gz"
+    with tarfile.open(archive, "w:gz"):
         pass
     assert refusal(archive) == f"{archive} is a file: give a folder (unpack an archive first)"
 

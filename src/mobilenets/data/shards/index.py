@@ -274,7 +274,8 @@ def _tar_rows(path: Path, address: str) -> tuple[Any, list[str | int]]:
         label = _label(path, members)
         if label is None:
             raise ShardError(
-                f"{address}: {key} tells no class: it needs a .cls, or a .json with a label"
+                f"{address}: {key} tells no class: it needs a .cls, or a .json with a label "
+                "(an archive of class folders is no shard: unpack it)"
             )
         keys.append(key)
         places.append(image.offset_data)
