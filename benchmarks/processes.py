@@ -8,7 +8,8 @@ Three parts, all on scikit-learn's digits; with --parts, the others stay as they
   `--steps` steps of one model at one global batch size: images a second in the fastest third of them, and of the gradients their bytes a step, the
   time from the first bucket that goes to the last that is there, and how much of it passed while the
   backward pass went on (PyTorch's own clock of DistributedDataParallel).
-- equal: one training from the start to the end in 1, 2 and 4 processes, and with gradients in bf16: its figures.
+- equal: one training in 1, 2 and 4 processes, and with gradients in bf16: its figures, and how far the weights are from those of one process;
+  beside it one process on two threads, which differs by rounding alone.
 - elastic: `--seeds` trainings that nobody disturbs; then, with the first three of these seeds, two agents (`torchrun --nnodes 1:2`), of which
   the one that does not host the rendezvous is killed with its process in the middle of an epoch. Top-1 is that of the test split.
 """
@@ -28,6 +29,7 @@ import time
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 from mobilenets import tasks
 from mobilenets.training.begin import Wanted, begin
@@ -48,13 +50,28 @@ PARTS = ("scaling", "equal", "elastic")
 LARGE = ["--model", "0.5-32-s8", "--set", "batch_size=64"]
 SMALL = ["digits", "--model", "0.25-8-s4-shallow", "--set", "batch_size=64", "--device", "cpu"]
 EPOCHS = 12
+# A new network with batch norm magnifies rounding, at usual rates until runs are as far apart as seeds. Masks of dropout are
+# drawn by each process for its own images.
+GENTLE = [
+    "optimizer.lr=0.001",
+    "schedule.name=constant",
+    "schedule.warmup=0",
+    "growth=null",
+    "dropout=0",
+]
+GENTLE_EPOCHS = 4
+# Processes, threads of each, gradients.
+EQUAL = ((1, 1, "fp32"), (1, 2, "fp32"), (2, 1, "fp32"), (4, 1, "fp32"), (2, 1, "bf16"))
 KILLED = 3
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 
-def torchrun(count: int, *arguments: object) -> str:
+def torchrun(count: int, *arguments: object, threads: int = 1) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     command = [*TORCHRUN, "--standalone", "--nproc-per-node", str(count), *map(str, arguments)]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, text=True, env=environment
+    ).stdout
 
 
 def steps(folder: Path, count: int, choices: dict[str, object]) -> None:
@@ -113,18 +130,29 @@ def scaling(runs: Path, count: int) -> list[dict]:
 
 def equal(runs: Path) -> list[dict]:
     rows = []
-    for number, reduce_in in ((1, "fp32"), (2, "fp32"), (4, "fp32"), (2, "bf16")):
-        folder = runs / f"equal-{number}-{reduce_in}"
+    for number, threads, reduce_in in EQUAL:
+        folder = runs / f"equal-{number}-{threads}-{reduce_in}"
         shutil.rmtree(folder, ignore_errors=True)
-        train = ["train", *SMALL, "--epochs", EPOCHS, "--set", f"reduce_in={reduce_in}"]
-        # Masks are drawn by each process for its own images.
-        train += ["--set", "dropout=0", "--output", folder, "--json"]
-        answer = json.loads(torchrun(number, "-m", "mobilenets", *train))
-        row = {"processes": number, "reduce_in": reduce_in, "val_loss": answer["loss"]}
-        row |= {"val_top1": answer["top1"], "test_top1": test_top1(folder)}
+        train = ["train", *SMALL, "--epochs", GENTLE_EPOCHS, "--output", folder, "--json"]
+        for change in (*GENTLE, f"reduce_in={reduce_in}"):
+            train += ["--set", change]
+        answer = json.loads(torchrun(number, "-m", "mobilenets", *train, threads=threads))
+        row = {"processes": number, "threads": threads, "reduce_in": reduce_in}
+        row["val_loss"] = answer["loss"]
+        row |= {"val_top1": answer["top1"], "distance": distance(runs / "equal-1-1-fp32", folder)}
         print(row, flush=True)
         rows.append(row)
     return rows
+
+
+def distance(folder: Path, other: Path) -> float:
+    """The largest relative distance of a layer's weights between two runs."""
+    one, two = (load_file(f / "last" / "model.safetensors") for f in (folder, other))
+    return max(
+        float((value - two[key]).norm() / value.norm())
+        for key, value in one.items()
+        if key.endswith("weight")
+    )
 
 
 def test_top1(folder: Path) -> float:
@@ -234,15 +262,16 @@ def measured(content: dict) -> str:
             lines.append(line)
     lines += [
         "",
-        f"A whole training of digits (`{equal['arguments']}`, {equal['epochs']} epochs, no dropout). The steps are the same up to rounding, which a "
-        "new network with batch norm magnifies at this learning rate until runs are as far apart as seeds:",
+        f"A training of digits (`{equal['arguments']}`, {equal['epochs']} epochs) at a rate of 0.001 and without dropout, and how far a layer's weights "
+        "are at most from those of one process. Steps are the same up to rounding, which a new network with batch norm magnifies: one process on two "
+        "threads, which adds in another order and does nothing else, comes out as far away as several processes do.",
         "",
-        "| processes | gradients in | val loss | val top-1, % | test top-1, % |",
-        "|---|---|---|---|---|",
+        "| processes | threads each | gradients in | val loss | val top-1, % | distance |",
+        "|---|---|---|---|---|---|",
     ]
     for row in equal["rows"]:
         lines.append(
-            f"| {row['processes']} | {row['reduce_in']} | {row['val_loss']:.4f} | {100 * row['val_top1']:.2f} | {100 * row['test_top1']:.2f} |"
+            f"| {row['processes']} | {row['threads']} | {row['reduce_in']} | {row['val_loss']:.4f} | {100 * row['val_top1']:.2f} | {row['distance']:.5f} |"
         )
     straight = [100 * value for value in elastic["undisturbed"]]
     lines += [
@@ -285,11 +314,12 @@ def main() -> None:
     if "scaling" in options.parts:
         rows = scaling(options.runs, options.steps)
         content["scaling"] = {"arguments": " ".join(LARGE), "steps": options.steps, "rows": rows}
-    trained = {"arguments": " ".join(SMALL), "epochs": EPOCHS}
     if "equal" in options.parts:
-        content["equal"] = {**trained, "rows": equal(options.runs)}
+        rows = equal(options.runs)
+        content["equal"] = {"arguments": " ".join(SMALL), "epochs": GENTLE_EPOCHS, "rows": rows}
     if "elastic" in options.parts:
-        content["elastic"] = {**trained, **elastic(options.runs, options.seeds)}
+        found = elastic(options.runs, options.seeds)
+        content["elastic"] = {"arguments": " ".join(SMALL), "epochs": EPOCHS, **found}
     content |= provenance(torch.device("cpu"))
     options.output.write_text(json.dumps(content, indent=1) + "\n")
     if {"equal", "elastic"} <= content.keys():

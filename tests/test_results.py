@@ -154,8 +154,11 @@ def test_the_page_of_several_machines_says_what_was_measured():
             line += f" {row['bytes'] / 1e6:.1f} | {row['all_reduce_ms']:.0f} | {row['overlapped_ms']:.0f} |"
         assert line in page, line
     for row in measured["equal"]["rows"]:
-        line = f"| {row['processes']} | {row['reduce_in']} | {row['val_loss']:.4f} | {100 * row['val_top1']:.2f} | {100 * row['test_top1']:.2f} |"
+        line = f"| {row['processes']} | {row['threads']} | {row['reduce_in']} | {row['val_loss']:.4f} | {100 * row['val_top1']:.2f} | {row['distance']:.5f} |"
         assert line in page, line
+        if row["reduce_in"] == "fp32":
+            # As far as another order of adding puts one process from itself.
+            assert row["distance"] < 1.5 * measured["equal"]["rows"][1]["distance"]
     elastic = measured["elastic"]
     straight = [100 * value for value in elastic["undisturbed"]]
     for row in elastic["killed"]:
