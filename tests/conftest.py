@@ -7,7 +7,7 @@ import sys
 import tarfile
 import threading
 from contextlib import ExitStack, contextmanager, suppress
-from functools import cache, partial
+from functools import cache, partial, wraps
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import typer.main
+from coverage import Coverage
 from filelock import FileLock
 from huggingface_hub import constants
 from PIL import Image, ImageDraw
@@ -26,6 +27,45 @@ torch.set_num_threads(1)
 
 # A process has one command line and builds its parsers once; here it has hundreds, each of the same parsers.
 typer.main.get_command = cache(typer.main.get_command)
+
+
+def untraced(function):
+    """The same; while coverage is measured it does not look inside, where it would find nothing of ours."""
+
+    @wraps(function)
+    def quick(*arguments, **named):
+        tracer = sys.gettrace()
+        if tracer is None or Coverage.current() is None:
+            return function(*arguments, **named)
+        tracer.stop()
+        try:
+            return function(*arguments, **named)
+        finally:
+            tracer.start()
+
+    return quick
+
+
+# Tracing makes Python half as fast, and these run in Python for seconds.
+CONVERTERS = {
+    "torch.export": ("export", "load", "save"),
+    "torch.onnx": ("export",),
+    "torchao.quantization.pt2e.quantize_pt2e": ("prepare_pt2e", "convert_pt2e"),
+    "executorch.exir": ("to_edge_transform_and_lower",),
+    "litert_torch": ("convert",),
+    "coremltools": ("convert",),
+    "nncf": ("quantize",),
+    "onnxruntime.quantization": ("quantize_static",),
+}
+
+
+@pytest.fixture(autouse=True)
+def untraced_converters():
+    """All that have been imported by now."""
+    for module in CONVERTERS.keys() & sys.modules.keys():
+        for name in CONVERTERS.pop(module):
+            setattr(sys.modules[module], name, untraced(getattr(sys.modules[module], name)))
+
 
 SHARED = Path(__file__).parents[2] / "shared"
 

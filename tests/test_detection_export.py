@@ -196,9 +196,23 @@ def test_predictions_go_through_the_file(shapes, shapes_run, tmp_path, capsys, n
     assert run.labels == opened.labels
 
 
-@pytest.mark.parametrize("raw", [False, True])
-def test_the_python_of_a_readme_runs(exported, target, raw):
-    folder = exported(target, raw).folder
+# One file that selects its boxes, one that gives them all; the others say the same in their own words.
+@pytest.mark.parametrize(
+    ("name", "raw"),
+    [
+        ("onnx", False),
+        ("pt2", False),
+        *(
+            pytest.param(name, raw, marks=pytest.mark.slow)
+            for name, raw in [
+                *((name, False) for name in ("litert", "executorch", "openvino")),
+                *((name, True) for name in SELECTING),
+            ]
+        ),
+    ],
+)
+def test_the_python_of_a_readme_runs(exported, name, raw):
+    folder = exported(_installed(name), raw).folder
     text = (folder / "README.md").read_text()
     (script,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     done = subprocess.run(
