@@ -314,7 +314,7 @@ def test_features_are_learnt_through_a_projector_that_is_not_kept(digits_run, tm
     assert rows[-1]["train/teacher"] < 0.8 * rows[0]["train/teacher"]
 
 
-@pytest.mark.parametrize("weight", [0.5, 1])
+@pytest.mark.parametrize("weight", [0.5, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_detector_learns_from_a_detector(shapes, shapes_run, tmp_path, weight):
     """From images with boxes, and from others of which the teacher alone knows what is in them."""
     folder, loose = tmp_path / "student", tmp_path / "loose"

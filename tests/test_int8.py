@@ -133,7 +133,9 @@ def types_of(path):
     return found
 
 
-@pytest.mark.parametrize(("keep", "floats"), [((), 0), ((0,), 1), ((3, 27), 2)])
+@pytest.mark.parametrize(
+    ("keep", "floats"), [((), 0), pytest.param((0,), 1, marks=pytest.mark.slow), ((3, 27), 2)]
+)
 def test_an_int8_file_holds_int8(images, tmp_path, keep, floats):
     model = exportable(network())
     ONNX.write(model.quantised(Int8(images_NCHW=images, keep=frozenset(keep))), tmp_path / "a.onnx")

@@ -415,7 +415,7 @@ def test_telemetry_is_off(taught_run, tmp_path):
     outside = {k: v for k, v in os.environ.items() if k not in ("CI", "PYTEST_CURRENT_TEST")}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", WATCHED, "export", str(taught_run), "--to", "openvino",
-         "--int8", "--output", str(tmp_path / "out")],
+         "--int8", "--limit", "16", "--max-loss", "100", "--output", str(tmp_path / "out")],
         env=outside | {"HOME": str(tmp_path)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
