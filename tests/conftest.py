@@ -243,15 +243,37 @@ def draw_all_shapes(folder):
         (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
 
 
+def repeat_shapes(shapes, times, folder):
+    """The same with each picture to train on several times, for epochs that are worth an evaluation."""
+    shutil.copytree(shapes, folder)
+    file = folder / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text())
+    images, annotations = content["images"], content["annotations"]
+    content["images"], content["annotations"] = [], []
+    for time in range(times):
+        for image in images:
+            name, number = f"{time}-{image['file_name']}", len(images) * time + image["id"]
+            shutil.copy(folder / "train" / image["file_name"], folder / "train" / name)
+            content["images"].append({**image, "id": number, "file_name": name})
+        for thing in annotations:
+            number = len(annotations) * time + thing["id"]
+            place = len(images) * time + thing["image_id"]
+            content["annotations"].append({**thing, "id": number, "image_id": place})
+    for image in images:
+        (folder / "train" / image["file_name"]).unlink()
+    file.write_text(json.dumps(content))
+
+
 @pytest.fixture(scope="session")
 def shapes_run(shapes, once):
     """SSD at width 0.25 after it has seen twelve pictures until it knows them."""
-    command = ["train", str(shapes), "--task", "detection", "--model", "ssd96/0.25"]
+    often = once("often", partial(repeat_shapes, shapes, 10))
+    command = ["train", str(often), "--task", "detection", "--model", "ssd96/0.25"]
     changes = ["augmentation.crop=false", "augmentation.expand=1", "augmentation.colour=0"]
     changes += ["batch_size=6", "optimizer.lr=0.01", "ema_decay=0.9"]
     for change in changes:
         command += ["--set", change]
-    command += ["--epochs", "120", "--device", "cpu", "--output"]
+    command += ["--epochs", "12", "--device", "cpu", "--output"]
 
     def make(folder):
         assert run([*command, str(folder)]) == 0

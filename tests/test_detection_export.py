@@ -93,7 +93,7 @@ def test_a_file_finds_what_the_run_finds(shapes_run, exported, target, raw):
 
 def test_int8_is_as_precise(shapes_run, exported, tmp_path, quantised_target):
     run, target = Run.load(shapes_run), quantised_target
-    how = Quantisation(calibration_NCHW=find_calibration(run), max_loss=3.0)
+    how = Quantisation(calibration_NCHW=find_calibration(run, limit=12), max_loss=3.0)
     bundle = export(run, target, tmp_path / "int8", find_evidence(run), how)
     assert bundle.manifest["lost"] <= 3
     assert bundle.parity.agreement > 0.9
@@ -106,7 +106,7 @@ def test_int8_is_as_precise(shapes_run, exported, tmp_path, quantised_target):
 def test_a_network_of_branches_computes_the_same_made_ready_for_int8(shapes_run):
     run = Run.load(shapes_run)
     model = Exportable.of_run(run)
-    images = find_calibration(run)
+    images = find_calibration(run, limit=12)
     ready = room_for_biases(equalise(model.network, images), images)
     with torch.inference_mode():
         expected, got = model.network(images), ready(images)
@@ -158,7 +158,7 @@ def test_the_layers_that_stay_in_float_are_those_that_were_meant(shapes_run, tmp
     if target.name == "executorch":
         pytest.skip("its files can't be looked into; it is quantised as pt2 is")
     model = Exportable.of_run(Run.load(shapes_run))
-    images = find_calibration(Run.load(shapes_run))
+    images = find_calibration(Run.load(shapes_run), limit=12)
     sides = [
         _sides(getattr(step, "conv", step).weight.shape)
         for step in steps_of(model.network).modules.values()
