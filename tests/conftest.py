@@ -7,13 +7,16 @@ import sys
 import tarfile
 import threading
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
+from functools import cache, partial, wraps
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import typer.main
+from coverage import Coverage
+from filelock import FileLock
 from huggingface_hub import constants
 from PIL import Image, ImageDraw
 
@@ -22,6 +25,48 @@ from mobilenets.cli.main import run
 # Two threads wait for each other on tensors this small whenever anything else runs.
 torch.set_num_threads(1)
 
+# A process has one command line and builds its parsers once; here it has hundreds, each of the same parsers.
+typer.main.get_command = cache(typer.main.get_command)
+
+
+def untraced(function):
+    """The same; while coverage is measured it does not look inside, where it would find nothing of ours."""
+
+    @wraps(function)
+    def quick(*arguments, **named):
+        tracer = sys.gettrace()
+        if tracer is None or Coverage.current() is None:
+            return function(*arguments, **named)
+        tracer.stop()
+        try:
+            return function(*arguments, **named)
+        finally:
+            tracer.start()
+
+    return quick
+
+
+# Tracing makes Python half as fast, and these run in Python for seconds.
+CONVERTERS = {
+    "torch.export": ("export", "load", "save"),
+    "torch.onnx": ("export",),
+    "torchao.quantization.pt2e.quantize_pt2e": ("prepare_pt2e", "convert_pt2e"),
+    "executorch.exir": ("to_edge_transform_and_lower",),
+    "litert_torch": ("convert",),
+    "coremltools": ("convert",),
+    "nncf": ("quantize",),
+    "onnxruntime.quantization": ("quantize_static",),
+}
+
+
+@pytest.fixture(autouse=True)
+def untraced_converters():
+    """All that have been imported by now."""
+    for module in CONVERTERS.keys() & sys.modules.keys():
+        for name in CONVERTERS.pop(module):
+            setattr(sys.modules[module], name, untraced(getattr(sys.modules[module], name)))
+
+
 SHARED = Path(__file__).parents[2] / "shared"
 
 SIDE = 96
@@ -29,9 +74,29 @@ COLOURS = {"disc": "orange", "square": "navy"}
 
 
 @pytest.fixture(scope="session")
-def digits_run(tmp_path_factory):
+def once(tmp_path_factory, worker_id):
+    """Makes a folder that all of pytest's processes look at: whoever needs it first, while the others wait."""
+    alone = worker_id == "master"
+    place = tmp_path_factory.getbasetemp() if alone else tmp_path_factory.getbasetemp().parent
+
+    def find(name, make):
+        folder, done = place / "once" / name, place / "once" / f"{name}.done"
+        folder.parent.mkdir(exist_ok=True)
+        with FileLock(place / "once" / f"{name}.lock"):
+            if not done.exists():
+                # What a test that failed halfway has left.
+                shutil.rmtree(folder, ignore_errors=True)
+                make(folder)
+                done.touch()
+        return folder
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def digits_run(once):
     """A small model after four epochs of handwritten digits: well above chance, quickly made."""
-    return train_digits(tmp_path_factory.mktemp("runs") / "digits", epochs=4)
+    return once("digits", partial(train_digits, epochs=4))
 
 
 def train_digits(folder, epochs):
@@ -41,12 +106,14 @@ def train_digits(folder, epochs):
 
 
 @pytest.fixture(scope="session")
-def exported(digits_run, tmp_path_factory):
+def exported(digits_run, once):
     """The same with a proven ONNX export in it."""
-    folder = tmp_path_factory.mktemp("exported") / "run"
-    shutil.copytree(digits_run, folder)
-    assert run(["export", str(folder), "--to", "onnx"]) == 0
-    return folder
+
+    def make(folder):
+        shutil.copytree(digits_run, folder)
+        assert run(["export", str(folder), "--to", "onnx"]) == 0
+
+    return once("exported", make)
 
 
 def predicted(folder, images, capsys, *options):
@@ -117,9 +184,9 @@ def unpacked(shared, name, place):
 
 
 @pytest.fixture(scope="session")
-def hymenoptera(shared, tmp_path_factory):
+def hymenoptera(shared, once):
     """Real photos of ants and bees, train 244 and val 153, as an image folder."""
-    return unpacked(shared, "hymenoptera", tmp_path_factory.mktemp("photos"))
+    return once("photos", partial(unpacked, shared, "hymenoptera")) / "hymenoptera"
 
 
 def draw_shapes(path, things):
@@ -135,9 +202,13 @@ def draw_shapes(path, things):
 
 
 @pytest.fixture(scope="session")
-def shapes(tmp_path_factory):
+def shapes(once):
     """Twelve pictures of discs and squares, the last of which has none, in COCO's layout; `val` is as `train`."""
-    folder = tmp_path_factory.mktemp("shapes")
+    return once("shapes", draw_all_shapes)
+
+
+def draw_all_shapes(folder):
+    folder.mkdir()
     random = np.random.default_rng(0)
     for split in ("train", "val"):
         (folder / split).mkdir()
@@ -170,35 +241,61 @@ def shapes(tmp_path_factory):
     content = {"images": images, "annotations": annotations, "categories": categories}
     for split in ("train", "val"):
         (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
-    return folder
+
+
+def repeat_shapes(shapes, times, folder):
+    """The same with each picture to train on several times, for epochs that are worth an evaluation."""
+    shutil.copytree(shapes, folder)
+    file = folder / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text())
+    images, annotations = content["images"], content["annotations"]
+    content["images"], content["annotations"] = [], []
+    for time in range(times):
+        for image in images:
+            name, number = f"{time}-{image['file_name']}", len(images) * time + image["id"]
+            shutil.copy(folder / "train" / image["file_name"], folder / "train" / name)
+            content["images"].append({**image, "id": number, "file_name": name})
+        for thing in annotations:
+            number = len(annotations) * time + thing["id"]
+            place = len(images) * time + thing["image_id"]
+            content["annotations"].append({**thing, "id": number, "image_id": place})
+    for image in images:
+        (folder / "train" / image["file_name"]).unlink()
+    file.write_text(json.dumps(content))
 
 
 @pytest.fixture(scope="session")
-def shapes_run(shapes, tmp_path_factory):
+def shapes_run(shapes, once):
     """SSD at width 0.25 after it has seen twelve pictures until it knows them."""
-    folder = tmp_path_factory.mktemp("runs") / "shapes"
-    command = ["train", str(shapes), "--task", "detection", "--model", "ssd96/0.25"]
+    often = once("often", partial(repeat_shapes, shapes, 10))
+    command = ["train", str(often), "--task", "detection", "--model", "ssd96/0.25"]
     changes = ["augmentation.crop=false", "augmentation.expand=1", "augmentation.colour=0"]
     changes += ["batch_size=6", "optimizer.lr=0.01", "ema_decay=0.9"]
     for change in changes:
         command += ["--set", change]
-    assert run([*command, "--epochs", "120", "--device", "cpu", "--output", str(folder)]) == 0
-    return folder
+    command += ["--epochs", "12", "--device", "cpu", "--output"]
+
+    def make(folder):
+        assert run([*command, str(folder)]) == 0
+
+    return once("shapes-run", make)
 
 
 @pytest.fixture(scope="session")
-def coco_run(shared, tmp_path_factory):
+def coco_run(shared, once):
     """TensorFlow's own weights of SSD on COCO."""
-    folder = tmp_path_factory.mktemp("runs") / "coco"
     file = shared / "weights" / "ssd_mobilenet_v1_1_metadata_1.tflite"
-    assert run(["weights", "import", str(file), "--output", str(folder)]) == 0
-    return folder
+
+    def make(folder):
+        assert run(["weights", "import", str(file), "--output", str(folder)]) == 0
+
+    return once("coco-run", make)
 
 
 @pytest.fixture(scope="session")
-def coco(shared, tmp_path_factory):
+def coco(shared, once):
     """256 images of COCO with their boxes."""
-    return unpacked(shared, "coco128", tmp_path_factory.mktemp("coco"))
+    return once("coco", partial(unpacked, shared, "coco128")) / "coco128"
 
 
 @contextmanager

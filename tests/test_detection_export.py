@@ -34,9 +34,13 @@ def target(request):
     return _installed(request.param)
 
 
-# ExecuTorch's and PyTorch's files come from one quantiser.
+# Each quantiser writes a detector below, to show which layers it left alone.
 @pytest.fixture(
-    params=["onnx", "litert", pytest.param("executorch", marks=pytest.mark.slow), "openvino", "pt2"]
+    params=[
+        "onnx",
+        "litert",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("executorch", "openvino", "pt2")),
+    ]
 )
 def quantised_target(request):
     return _installed(request.param)
@@ -89,7 +93,7 @@ def test_a_file_finds_what_the_run_finds(shapes_run, exported, target, raw):
 
 def test_int8_is_as_precise(shapes_run, exported, tmp_path, quantised_target):
     run, target = Run.load(shapes_run), quantised_target
-    how = Quantisation(calibration_NCHW=find_calibration(run), max_loss=3.0)
+    how = Quantisation(calibration_NCHW=find_calibration(run, limit=12), max_loss=3.0)
     bundle = export(run, target, tmp_path / "int8", find_evidence(run), how)
     assert bundle.manifest["lost"] <= 3
     assert bundle.parity.agreement > 0.9
@@ -102,7 +106,7 @@ def test_int8_is_as_precise(shapes_run, exported, tmp_path, quantised_target):
 def test_a_network_of_branches_computes_the_same_made_ready_for_int8(shapes_run):
     run = Run.load(shapes_run)
     model = Exportable.of_run(run)
-    images = find_calibration(run)
+    images = find_calibration(run, limit=12)
     ready = room_for_biases(equalise(model.network, images), images)
     with torch.inference_mode():
         expected, got = model.network(images), ready(images)
@@ -154,7 +158,7 @@ def test_the_layers_that_stay_in_float_are_those_that_were_meant(shapes_run, tmp
     if target.name == "executorch":
         pytest.skip("its files can't be looked into; it is quantised as pt2 is")
     model = Exportable.of_run(Run.load(shapes_run))
-    images = find_calibration(Run.load(shapes_run))
+    images = find_calibration(Run.load(shapes_run), limit=12)
     sides = [
         _sides(getattr(step, "conv", step).weight.shape)
         for step in steps_of(model.network).modules.values()
@@ -196,9 +200,23 @@ def test_predictions_go_through_the_file(shapes, shapes_run, tmp_path, capsys, n
     assert run.labels == opened.labels
 
 
-@pytest.mark.parametrize("raw", [False, True])
-def test_the_python_of_a_readme_runs(exported, target, raw):
-    folder = exported(target, raw).folder
+# One file that selects its boxes, one that gives them all; the others say the same in their own words.
+@pytest.mark.parametrize(
+    ("name", "raw"),
+    [
+        ("onnx", False),
+        ("pt2", False),
+        *(
+            pytest.param(name, raw, marks=pytest.mark.slow)
+            for name, raw in [
+                *((name, False) for name in ("litert", "executorch", "openvino")),
+                *((name, True) for name in SELECTING),
+            ]
+        ),
+    ],
+)
+def test_the_python_of_a_readme_runs(exported, name, raw):
+    folder = exported(_installed(name), raw).folder
     text = (folder / "README.md").read_text()
     (script,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     done = subprocess.run(

@@ -1,6 +1,7 @@
 """Learning from a teacher: the losses by hand, who sees what, what is kept, and mistakes in one sentence."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -259,9 +260,8 @@ def test_training_with_a_teacher_goes_on_as_if_nothing_had_happened(digits_run, 
         assert "train/teacher" in read_curves(tmp_path / sees)[-1]
 
 
-def test_an_exported_teacher_answers_as_its_run_does(digits_run, tmp_path):
-    bundle = tmp_path / "onnx"
-    assert cli(["export", str(digits_run), "--to", "onnx", "--output", str(bundle)]) == 0
+def test_an_exported_teacher_answers_as_its_run_does(digits_run, exported):
+    bundle = exported / "onnx"
     task = Run.load(digits_run).task
     inputs = torch.randn(3, 3, 16, 16)
     by_run = find_teacher(str(digits_run), task, DistillationChoice()).answer(inputs)
@@ -272,11 +272,8 @@ def test_an_exported_teacher_answers_as_its_run_does(digits_run, tmp_path):
         assert torch.allclose(teacher.answer(inputs), by_run, atol=1e-4)
 
 
-def test_a_file_of_another_project_is_told_how_its_input_is_made(digits_run, tmp_path):
-    bundle = tmp_path / "onnx"
-    assert cli(["export", str(digits_run), "--to", "onnx", "--output", str(bundle)]) == 0
-    alone = tmp_path / "model.onnx"
-    alone.write_bytes((bundle / "model.onnx").read_bytes())
+def test_a_file_of_another_project_is_told_how_its_input_is_made(digits_run, exported, tmp_path):
+    alone = shutil.copy(exported / "onnx" / "model.onnx", tmp_path)
     task = Run.load(digits_run).task
     told = find_teacher(str(alone), task, DistillationChoice(mean=(0.1, 0.2, 0.3), std=(0.2,) * 3))
     assert told.preprocessing == Preprocessing(
@@ -317,7 +314,7 @@ def test_features_are_learnt_through_a_projector_that_is_not_kept(digits_run, tm
     assert rows[-1]["train/teacher"] < 0.8 * rows[0]["train/teacher"]
 
 
-@pytest.mark.parametrize("weight", [0.5, 1])
+@pytest.mark.parametrize("weight", [0.5, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_detector_learns_from_a_detector(shapes, shapes_run, tmp_path, weight):
     """From images with boxes, and from others of which the teacher alone knows what is in them."""
     folder, loose = tmp_path / "student", tmp_path / "loose"
@@ -364,14 +361,10 @@ def test_what_nobody_knows_of_an_image_costs_a_detector_nothing(shapes):
     ],
 )
 def test_what_can_not_teach_is_one_sentence(
-    digits_run, shapes_run, tmp_path, capsys, more, sentence
+    digits_run, shapes_run, exported, tmp_path, capsys, more, sentence
 ):
-    alone = tmp_path / "alone.onnx"
-    if "ALONE" in more:
-        bundle = tmp_path / "onnx"
-        assert cli(["export", str(digits_run), "--to", "onnx", "--output", str(bundle)]) == 0
-        alone.write_bytes((bundle / "model.onnx").read_bytes())
-        capsys.readouterr()
+    alone = shutil.copy(exported / "onnx" / "model.onnx", tmp_path)
+    capsys.readouterr()
     names = {"DIGITS": digits_run, "SHAPES": shapes_run, "ALONE": alone}
     assert train_digits(tmp_path / "run", *(names.get(word, word) for word in more)) == 2
     error = capsys.readouterr().err

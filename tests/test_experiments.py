@@ -206,13 +206,13 @@ def test_reproduce_writes_table_figure_and_trials(reproduced):
         assert picture.width > 900
 
 
-def test_trials_that_are_done_are_not_run_again(reproduced, capsys):
+def test_trials_that_are_done_are_not_run_again(reproduced, monkeypatch, capsys):
     folder, arguments = reproduced
     before = {p: p.stat().st_mtime_ns for p in (folder / "trials").iterdir()}
     capsys.readouterr()
-    started = time.monotonic()
+    # Who trained would fail.
+    monkeypatch.setattr("mobilenets.reproduce.trials.train", None)
     assert cli([*arguments, "--json"]) == 0
-    assert time.monotonic() - started < 10
     answer = json.loads(capsys.readouterr().out)
     assert [e["experiment"] for e in answer["experiments"]] == ["table5"]
     assert {p: p.stat().st_mtime_ns for p in (folder / "trials").iterdir()} == before

@@ -17,6 +17,13 @@ from mobilenets.cost.latency import LatencyProfile
 from mobilenets.web.explorer import SIDES, WIDTHS
 
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
+# Each size and each scheme once, the other two pairs when there is time.
+VIEWS = [
+    ("desktop", "light"),
+    ("phone", "dark"),
+    pytest.param("desktop", "dark", marks=pytest.mark.slow),
+    pytest.param("phone", "light", marks=pytest.mark.slow),
+]
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +109,7 @@ def test_nothing_fits_and_it_is_said(explorer, visit):
     assert page.locator("#fitting").inner_text().startswith("No published model fits")
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("size", "scheme"), VIEWS)
 def test_a_choice_stands_in_the_address(explorer, visit, size, scheme):
     page = visit(explorer.as_uri(), size, scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size][0]

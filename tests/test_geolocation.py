@@ -1044,7 +1044,7 @@ def hot_place(canvas):
     return float(np.median(x)) / pixels.shape[1], float(np.median(y)) / pixels.shape[0]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_the_map_is_hot_where_the_photo_was_taken(map_page, chromium, scheme):
     context = chromium.new_context(
         viewport={"width": 1280, "height": 900}, color_scheme=scheme, offline=True

@@ -133,7 +133,9 @@ def types_of(path):
     return found
 
 
-@pytest.mark.parametrize(("keep", "floats"), [((), 0), ((0,), 1), ((3, 27), 2)])
+@pytest.mark.parametrize(
+    ("keep", "floats"), [((), 0), pytest.param((0,), 1, marks=pytest.mark.slow), ((3, 27), 2)]
+)
 def test_an_int8_file_holds_int8(images, tmp_path, keep, floats):
     model = exportable(network())
     ONNX.write(model.quantised(Int8(images_NCHW=images, keep=frozenset(keep))), tmp_path / "a.onnx")
@@ -147,20 +149,26 @@ def digits(run):
     return evidence, Quantisation(calibration_NCHW=find_calibration(run))
 
 
-def test_a_trained_run_loses_next_to_nothing(digits_run, tmp_path):
+@pytest.fixture(scope="module")
+def bundle(digits_run, tmp_path_factory):
+    """The digits in int8."""
     run = Run.load(digits_run)
-    evidence, how = digits(run)
-    bundle = export(run, ONNX, tmp_path / "int8", evidence, how)
+    return export(run, ONNX, tmp_path_factory.mktemp("bundle") / "int8", *digits(run))
+
+
+def test_a_trained_run_loses_next_to_nothing(digits_run, bundle):
+    run = Run.load(digits_run)
+    evidence, _ = digits(run)
     assert bundle.manifest["float_layers"] == []
     assert bundle.manifest["lost"] <= 1
     assert bundle.manifest["top1"]["fp32"] == evidence.figure(
         run.task, run.outputs(evidence.images_NCHW).numpy()
     )
     assert types_of(bundle.file) == {"int8": 28, "float": 0}
-    layers = json.loads((tmp_path / "int8" / "layers.json").read_text())
+    layers = json.loads((bundle.folder / "layers.json").read_text())
     assert [row["layer"] for row in layers] == list(steps_of(run.model).modules)
-    assert (tmp_path / "int8" / "layers.png").read_bytes().startswith(b"\x89PNG")
-    assert "Precision: int8." in (tmp_path / "int8" / "README.md").read_text()
+    assert (bundle.folder / "layers.png").read_bytes().startswith(b"\x89PNG")
+    assert "Precision: int8." in (bundle.folder / "README.md").read_text()
 
 
 def test_the_gate_refuses_and_says_by_how_much(digits_run, tmp_path):
@@ -175,7 +183,9 @@ def test_the_gate_refuses_and_says_by_how_much(digits_run, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_worst_layers_stay_in_float_when_that_saves_the_gate(digits_run, tmp_path, monkeypatch):
+def test_the_worst_layers_stay_in_float_when_that_saves_the_gate(
+    digits_run, bundle, tmp_path, monkeypatch
+):
     run = Run.load(digits_run)
     evidence, how = digits(run)
     plain = ONNX.write
@@ -190,16 +200,14 @@ def test_the_worst_layers_stay_in_float_when_that_saves_the_gate(digits_run, tmp
                 list(broken.values())[worst].conv.bias.mul_(-3)
         plain(model, path)
 
-    errors = json.loads(
-        (export(run, ONNX, tmp_path / "a", evidence, how).folder / "layers.json").read_text()
-    )
+    errors = json.loads((bundle.folder / "layers.json").read_text())
     worst = min(range(len(errors)), key=lambda number: errors[number]["alone"])
     monkeypatch.setattr("mobilenets.deploy.target.Target.write", spoilt)
-    bundle = export(run, ONNX, tmp_path / "b", evidence, how)
+    rescued = export(run, ONNX, tmp_path / "b", evidence, how)
     assert asked[0] == []
     assert len(asked) == 2
-    assert errors[worst]["layer"] in bundle.manifest["float_layers"]
-    assert types_of(bundle.file) == {"int8": 26, "float": 2}
+    assert errors[worst]["layer"] in rescued.manifest["float_layers"]
+    assert types_of(rescued.file) == {"int8": 26, "float": 2}
 
 
 def test_without_labels_first_guesses_are_what_may_change(digits_run, tmp_path):

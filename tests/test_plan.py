@@ -1,6 +1,7 @@
 """When a run ends, by epochs or by time, and which learning rate it has on the way."""
 
 import random
+from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
@@ -12,11 +13,11 @@ from mobilenets.training.recipe import Recipe
 
 
 class Clock:
-    """Stands in for `time` in the plan; goes on when it is told to."""
+    """Stands in for `time` in the plan and the verb; goes on when it is told to."""
 
     def __init__(self, monkeypatch):
         self.now = 1000.0
-        for module in (plan, loop):
+        for module in (plan, loop, import_module("mobilenets.cli.train")):
             monkeypatch.setattr(
                 module,
                 "time",

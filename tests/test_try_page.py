@@ -25,6 +25,13 @@ from mobilenets.web import try_page
 from mobilenets.web.try_page import RUNTIME, reading
 
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
+# Each size and each scheme once, the other two pairs when there is time.
+VIEWS = [
+    ("desktop", "light"),
+    ("phone", "dark"),
+    pytest.param("desktop", "dark", marks=pytest.mark.slow),
+    pytest.param("phone", "light", marks=pytest.mark.slow),
+]
 # Runs in the page, so that the page's own script is what is looked at.
 INPUT = """async ([name, encoded, preprocessing]) => {
     const {inputOf} = await import("./picture.js");
@@ -220,8 +227,7 @@ def test_outputs_are_read_as_tasks_read_them(site, trial):
                 assert one == pytest.approx(other)
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("size", "scheme"), VIEWS)
 def test_nothing_keeps_people_from_using_it(site, digits, trial, barriers, size, scheme):
     # axe-core brings its own script into the page.
     page = trial(site, size=SIZES[size], color_scheme=scheme, bypass_csp=True)
