@@ -496,11 +496,14 @@ class DiskLoader(ABC):
 
     def _start_reader(self) -> DataLoader[Any]:
         workers = min(self._workers, len(self._asked))
+        # The reader must not know who has it: in a circle, Python would take its queues apart before it could tell its processes
+        # to end, and wait five seconds for each of them.
+        stacker = copy.copy(self)
         return DataLoader(
             self._photos,
             batch_sampler=self._asked,
             num_workers=workers,
-            collate_fn=self._stack,
+            collate_fn=stacker._stack,
             prefetch_factor=2 if workers else None,
             # Processes that begin anew in each epoch make training copy its memory each time, page by page.
             persistent_workers=self._lasting and workers > 0,
