@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from mobilenets.architecture.preprocessing import Preprocessing
+from mobilenets.data import loaders
 from mobilenets.data.images import BadImageError
 from mobilenets.data.loaders import (
     MEMORY_LIMIT,
@@ -378,3 +379,10 @@ def test_paths_are_paths(folder):
         "02.png",
     ]
     assert split.take([2, 0]).images.paths == (folder / "02.png", folder / "00.png")
+
+
+def test_processes_of_a_machine_share_its_readers(folder, monkeypatch):
+    monkeypatch.setattr(loaders.os, "cpu_count", lambda: 16)
+    assert from_disk(folder, 4, 2, workers=None)._workers == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert from_disk(folder, 4, 2, workers=None)._workers == 2

@@ -441,7 +441,7 @@ class DiskLoader(ABC):
     """Images read from disk in worker processes, normalised a batch at a time.
 
     Args:
-        workers: processes that read; by default half of the cores.
+        workers: processes that read; by default half of the cores, shared by the processes that train on this machine.
     """
 
     def __init__(
@@ -742,8 +742,10 @@ def _fits_in_memory(split: Split, preprocessing: Preprocessing) -> bool:
 
 
 def _default_workers() -> int:
-    # On few cores the network needs them itself, and decoding takes a small share of a step.
-    return max(1, (os.cpu_count() or 1) // 2)
+    # On few cores the network needs them itself, and decoding takes a small share of a step. Processes that `torchrun` started
+    # on this machine share them.
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, (os.cpu_count() or 1) // 2 // processes)
 
 
 def mixed(*numbers: int) -> int:
