@@ -10,6 +10,7 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -265,6 +266,20 @@ def test_room_is_kept(server, kept, monkeypatch):
     monkeypatch.setenv(store.ROOM, "much")
     with pytest.raises(ValueError, match="MOBILENETS_SHARDS_GB is a number of gigabytes"):
         open_source(server.address)
+
+
+# As S3 and its like: fsspec's bucket in memory, by its folder and by a star.
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_bucket_is_read_and_lists_its_shards(digits, layout):
+    bucket = fsspec.filesystem("memory")
+    for path in digits(layout, 3).iterdir():
+        bucket.pipe(f"/bucket-{layout}/{path.name}", path.read_bytes())
+    suffix = "tar" if layout == "webdataset" else "parquet"
+    for where in (f"memory://bucket-{layout}", f"memory://bucket-{layout}/*.{suffix}"):
+        shards = open_source(where)
+        assert pixels_of(shards.splits["train"]) == pixels_of(some_digits().splits["train"])
+    with pytest.raises(ValueError, match="there is no such shard"):
+        open_source("memory://bucket-of-nobody/*.tar")
 
 
 def tar_of(path, samples):
