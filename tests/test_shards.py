@@ -5,6 +5,7 @@ import io
 import json
 import re
 import tarfile
+import time
 from collections import Counter
 from dataclasses import replace
 from itertools import product
@@ -262,6 +263,9 @@ def test_room_is_kept(server, kept, monkeypatch):
     monkeypatch.setenv(store.ROOM, "0.0008")
     loader = PhotoLoader(split, SMALL, 64, Distortion(), 0, 1, window=1)
     assert sum(len(batch) for batch in loader.batches(epoch=1)) == len(split)
+    waited = time.monotonic() + 20
+    while len(list(kept.glob("[!.]*.tar"))) == 3 and time.monotonic() < waited:
+        time.sleep(0.01)
     assert len(list(kept.glob("[!.]*.tar"))) < 3
     monkeypatch.setenv(store.ROOM, "much")
     with pytest.raises(ValueError, match="MOBILENETS_SHARDS_GB is a number of gigabytes"):

@@ -229,10 +229,10 @@ def reading_ahead(store: Store, asked: Sequence[Sequence[int]], window: int) -> 
                 due = brought < min(len(order), begun + window)
                 if not (due or over):
                     moved.wait(ASKED_EVERY)
-                if over:
-                    return
                 needed = [shard for shard in order[: brought + 1] if last[shard] >= reached]
             store.make_room(needed)
+            if over:
+                return
             if due:
                 store.offer(order[brought])
                 brought += 1
