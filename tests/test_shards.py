@@ -259,8 +259,8 @@ def test_readers_fetch_ahead_and_name_what_is_broken(server, kept):
 
 
 def test_room_is_kept(server, kept, monkeypatch):
-    split = open_source(server.address).splits["train"]
     monkeypatch.setenv(store.ROOM, "0.0008")
+    split = open_source(server.address).splits["train"]
     loader = PhotoLoader(split, SMALL, 64, Distortion(), 0, 1, window=1)
     assert sum(len(batch) for batch in loader.batches(epoch=1)) == len(split)
     waited = time.monotonic() + 20
