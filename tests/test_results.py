@@ -4,6 +4,7 @@ import doctest
 import importlib
 import json
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -167,3 +168,23 @@ def test_the_page_of_several_machines_says_what_was_measured():
         # A lost node costs no accuracy that seeds would not.
         assert min(straight) <= 100 * row["test_top1"] <= max(straight)
     assert f"{100 * elastic['mean']:.2f} ± {100 * elastic['deviation']:.2f} %" in page
+
+
+def test_the_page_of_shards_says_what_was_measured():
+    measured = json.loads((RESULTS / "shards.json").read_text())
+    page = (ROOT / "docs" / "shards.md").read_text()
+    speeds = measured["throughput"]["images_per_second"]
+    whole = statistics.median(speeds["memory"])
+    assert f"| memory | {whole:.0f} | |" in page
+    names = {"tar": "tar files", "parquet": "Parquet shards", "server": "a web server on loopback"}
+    for source, share in measured["throughput"]["of_memory"].items():
+        speed = statistics.median(speeds[source])
+        assert share == pytest.approx(speed / whole, abs=1e-3)
+        row = next(line for line in page.splitlines() if line.startswith(f"| {names[source]}"))
+        assert row.endswith(f"| {speed:.0f} | {100 * share:.0f} % |")
+    by_window = {}
+    for row in measured["mixing"]:
+        by_window.setdefault(row["window"], []).append(row["distance"])
+    for window, distances in by_window.items():
+        name = "all" if window == measured["shards"] else window
+        assert f"| {name} | {' | '.join(f'{distance:.3f}' for distance in distances)} |" in page
