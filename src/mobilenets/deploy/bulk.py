@@ -400,14 +400,21 @@ class _Worker:
         times: int = ray.get(self._tries.begin.remote(what))
         return times
 
+    def _survived(self, what: str) -> None:
+        import ray
+
+        ray.get(self._tries.end.remote(what))
+
     def _row(self, name: str) -> list[dict[str, Any]]:
         if self._killed(name) >= KILLS:
             wrong = f"{name}: its process was killed each time, such as for want of memory"
             return [{"image": name, "error": wrong}]
         try:
-            return self._rows([name])
+            rows = self._rows([name])
         except Exception as error:
-            return [{"image": name, "error": f"{name}: {type(error).__name__}: {in_short(error)}"}]
+            rows = [{"image": name, "error": f"{name}: {type(error).__name__}: {in_short(error)}"}]
+        self._survived(name)
+        return rows
 
     def _rows(self, names: list[str]) -> list[dict[str, Any]]:
         self._kept = []
