@@ -476,6 +476,8 @@ class DiskLoader(ABC):
         with self._ahead(whole) as reached:
             for position, (read, rows_N) in enumerate(zip(self._reader, rows, strict=True), start):
                 if isinstance(read, str):
+                    # Its processes end now, and not when Python finds that nobody has it any more.
+                    self._reader = None
                     raise BadImageError(read)
                 reached(position - start)
                 batch = self._batch(read, rows_N, (self._order.seed, epoch, position))
