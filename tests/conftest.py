@@ -301,7 +301,7 @@ def coco(shared, once):
 @contextmanager
 def served(server):
     """An HTTP server that answers in a thread of its own."""
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield server
     server.shutdown()
