@@ -39,8 +39,8 @@ def train(
     data: Annotated[
         str | None,
         typer.Argument(
-            help="A folder of class folders (perhaps in train/ and val/), a Parquet folder, "
-            "or digits, cifar10, cifar100. With --resume: only if it has moved."
+            help="A folder of class folders (perhaps in train/ and val/), a Parquet folder, shards "
+            "(here, or an address such as https://HOST/shards), or digits, cifar10, cifar100. With --resume: only if it has moved."
         ),
     ] = None,
     model: Annotated[

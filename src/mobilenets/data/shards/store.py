@@ -25,8 +25,9 @@ ATTEMPTS = 5
 WAIT = 0.5
 # So much is fetched at once, and again where it did not come whole.
 BLOCK = 1 << 24
+# Rows of Parquet that are laid out together.
 ROWS = 256
-# Seconds.
+# Seconds between two looks at what readers ask for.
 ASKED_EVERY = 0.1
 
 
