@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from mobilenets.data.shards.places import (
     suffix_of,
     tars_in,
 )
-from mobilenets.data.shards.store import ShardError, Store, cache_folder
+from mobilenets.data.shards.store import ShardError, Store, cache_folder, digest_of
 from mobilenets.data.splits import Source, Split
 
 
@@ -86,9 +85,7 @@ class ShardImages:
             write_aside(self._mark(), b"")
 
     def _mark(self) -> Path:
-        told = repr([(f.address, f.size, f.mark) for f in self.index.files]).encode()
-        digest = hashlib.sha256(told + self.rows.tobytes()).hexdigest()[:24]
-        return cache_folder() / f"checked-{digest}"
+        return cache_folder() / f"checked-{digest_of(self.index.files, self.rows.tobytes())}"
 
     def _address(self, row: int) -> str:
         return self.store.files[int(self.index.shards[row])].address

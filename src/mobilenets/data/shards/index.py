@@ -37,6 +37,7 @@ from mobilenets.data.shards.store import (
     Store,
     cache_folder,
     describe,
+    digest_of,
     fetch_bytes,
     laid_out,
 )
@@ -172,9 +173,7 @@ def read_foreign(splits: Mapping[str, Sequence[str]], layout: Layout, where: str
         numbers[name] = list(range(len(files), len(files) + len(shards)))
         with ThreadPoolExecutor(DESCRIBED_AT_ONCE) as pool:
             files += pool.map(describe, shards)
-    told = json.dumps([[f.address, f.size, f.mark] for f in files])
-    mark = hashlib.sha256(told.encode()).hexdigest()[:24]
-    folder = cache_folder() / f"index-{mark}"
+    folder = cache_folder() / f"index-{digest_of(files)}"
     if (folder / MANIFEST).is_file():
         kept = read_written(str(folder))
         return replace(kept, files=tuple(files))

@@ -52,6 +52,12 @@ class ShardFile:
     mark: str = ""
 
 
+def digest_of(files: Sequence[ShardFile], rows: bytes = b"") -> str:
+    """A hash by which what is kept of files is known again; of some of their rows, where those are given."""
+    told = repr([(file.address, file.size, file.sha256, file.mark) for file in files])
+    return hashlib.sha256(told.encode() + rows).hexdigest()[:24]
+
+
 class Store:
     """The shards of a data set, each as a file that can be read at any place.
 
@@ -152,10 +158,8 @@ class Store:
 
     def kept(self, file: ShardFile) -> Path:
         """Where a shard that is brought here is kept."""
-        told = f"{file.address} {file.size} {file.sha256} {file.mark}"
-        mark = hashlib.sha256(told.encode()).hexdigest()[:16]
         suffix = ".arrow" if self.layout == "parquet" else ""
-        return cache_folder() / f"{mark}-{name_of(file.address)}{suffix}"
+        return cache_folder() / f"{digest_of([file])}-{name_of(file.address)}{suffix}"
 
     def wanted(self) -> list[int]:
         """The shards that processes which read for this one ask for."""
